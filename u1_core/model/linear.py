@@ -42,6 +42,19 @@ LowRankTerms = Mapping[str, Sequence[LowRank]]
 NO_TERMS: LowRankTerms = {}
 
 
+@dataclass(frozen=True)
+class TowerTerms:
+    """The low-rank terms of one tower: a mapping for each layer by local name, and the rest by full module path."""
+
+    layers: Sequence[LowRankTerms]
+    modules: LowRankTerms
+
+    @staticmethod
+    def none(layers: int) -> "TowerTerms":
+        """No terms anywhere, for a tower of `layers` layers."""
+        return TowerTerms([NO_TERMS] * layers, NO_TERMS)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank] = ()) -> Tensor:
     """`x @ weight.T + bias` plus every low-rank term. (…, in_features) -> (…, out_features)."""
     y = F.linear(x, weight, bias)

@@ -63,3 +63,36 @@ class Generation:
     layers: Sequence[LayerWeights]
     norm: Tensor
     modules: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class KVChunk:
+    """K and V of some consecutive tokens, after norm and RoPE: each (layers, tokens, kv_heads, head_dim)."""
+
+    k: Tensor
+    v: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixKV:
+    """What a picture attends to besides itself: the prompt's K and V, in chunks so that prompts can share one."""
+
+    chunks: tuple[KVChunk, ...]
+    next_t: int
+    """The t position that follows the prompt's last token."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.tokens for chunk in self.chunks)
+
+    def layer(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """The (K, V) pairs of layer `index`, each (tokens, kv_heads, head_dim)."""
+        return [(chunk.k[index], chunk.v[index]) for chunk in self.chunks]

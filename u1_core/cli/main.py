@@ -1,0 +1,51 @@
+"""`u1 …`: one command a task. A command's module is imported only when it is asked for, so that help is instant."""
+
+import argparse
+import importlib
+import sys
+
+from u1_core import __version__
+from u1_core.errors import U1Error, nearest
+
+COMMANDS = {
+    "sample": ("u1_core.cli.sample", "make pictures from a prompt"),
+    "edit": ("u1_core.cli.edit", "change one to ten pictures as a prompt says"),
+    "interleave": ("u1_core.cli.interleave", "text with pictures in between"),
+    "ask": ("u1_core.cli.ask", "ask about pictures, or just talk"),
+    "train": ("u1_core.cli.train", "train a style LoRA from a recipe"),
+    "lora": ("u1_core.cli.lora", "inspect, plan and merge LoRA files"),
+    "download": ("u1_core.cli.download", "fetch a model from the hub"),
+    "parity": ("u1_core.cli.parity", "compare with what the official code computed"),
+}
+"""Command -> the module with its `add_arguments(parser)` and `run(args) -> exit status`, and one line of help."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. The user's mistakes are printed as one line, with exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else ""
+    if name in ("", "-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"u1 {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise U1Error(f"u1: there is no command {name!r}{nearest(name, COMMANDS)}; `u1 --help` lists them")
+        module_name, help_line = COMMANDS[name]
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(prog=f"u1 {name}", description=help_line, allow_abbrev=False)
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(argv[1:]))
+    except U1Error as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12}{help_line}" for name, (_, help_line) in COMMANDS.items()]
+    return "\n".join(["usage: u1 COMMAND [options]    (u1 COMMAND --help tells more)", "", *lines])
