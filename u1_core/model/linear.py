@@ -57,7 +57,11 @@ class TowerTerms:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank] = ()) -> Tensor:
     """`x @ weight.T + bias` plus every low-rank term. (…, in_features) -> (…, out_features)."""
-    y = F.linear(x, weight, bias)
+    return add_terms(F.linear(x, weight, bias), x, terms)
+
+
+def add_terms(y: Tensor, x: Tensor, terms: Sequence[LowRank]) -> Tensor:
+    """`y` plus what each term makes of `x`; for a product that several modules share."""
     for term in terms:
         y = y + term(x)
     return y
