@@ -1,0 +1,119 @@
+"""From a checkpoint to the towers the model's functions take: resident on a device, or read layer by layer."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, U1Config, tensor_shapes
+from u1_core.model.views import Generation, LayerWeights, Understanding
+from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
+
+Device = str | torch.device
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), as they are on the device."""
+
+
+class TensorSource(Protocol):
+    """Where tensors come from: a `Snapshot`, or random numbers."""
+
+    @property
+    def config(self) -> U1Config: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def load_understanding(
+    source: TensorSource, device: Device, dtype: torch.dtype, resident: bool = True, progress: Progress | None = None
+) -> Understanding:
+    """The understanding tower. Not resident: layers come when asked for, and embed_tokens stays on the CPU."""
+    names = [name for name in tensor_shapes(source.config) if name.startswith("vision_model.")]
+    loader = _Loader(source, torch.device(device), dtype, progress)
+    ends = ["language_model.model.norm.weight", LM_HEAD, *names]
+    loader.expect(UNDERSTANDING, resident, ends + [EMBED_TOKENS] * resident)
+    return Understanding(
+        layers=loader.layers(UNDERSTANDING, resident),
+        norm=loader.tensor("language_model.model.norm.weight"),
+        embed_tokens=loader.tensor(EMBED_TOKENS) if resident else source.read(EMBED_TOKENS).to(dtype),
+        lm_head=loader.tensor(LM_HEAD),
+        vision={name: loader.tensor(name) for name in names},
+    )
+
+
+def load_generation(
+    source: TensorSource, device: Device, dtype: torch.dtype, resident: bool = True, progress: Progress | None = None
+) -> Generation:
+    """The generation tower. Not resident: its layers come when asked for; all else is on the device."""
+    names = [name for name in tensor_shapes(source.config) if name.startswith("fm_modules.")]
+    loader = _Loader(source, torch.device(device), dtype, progress)
+    loader.expect(GENERATION, resident, ["language_model.model.norm_mot_gen.weight", *names])
+    return Generation(
+        layers=loader.layers(GENERATION, resident),
+        norm=loader.tensor("language_model.model.norm_mot_gen.weight"),
+        modules={name: loader.tensor(name) for name in names},
+    )
+
+
+def load_layer(source: TensorSource, tower: str, index: int, device: Device, dtype: torch.dtype) -> LayerBuffer:
+    """One layer, in a buffer of its own. Every tensor is rounded to `dtype` once, on its way into its place."""
+    layer = allocate_layer(source.config, tower, index, dtype, device)
+    for name, place in layer_slices(source.config, tower, index, layer.weights):
+        place.copy_(source.read(name))
+    return layer
+
+
+class MappedLayers(Sequence[LayerWeights]):
+    """A tower's layers, each read from its source when it is asked for and kept by nobody: one layer's memory."""
+
+    def __init__(self, source: TensorSource, tower: str, device: Device, dtype: torch.dtype) -> None:
+        self._source, self._tower, self._device, self._dtype = source, tower, device, dtype
+
+    def __len__(self) -> int:
+        return self._source.config.layers
+
+    def __getitem__(self, index: int) -> LayerWeights:
+        index = range(len(self))[index]
+        return load_layer(self._source, self._tower, index, self._device, self._dtype).weights
+
+
+@dataclass
+class _Loader:
+    """Reads tensors and layers onto a device, counting bytes."""
+
+    source: TensorSource
+    device: torch.device
+    dtype: torch.dtype
+    progress: Progress | None
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    def expect(self, tower: str, resident: bool, names: Sequence[str]) -> None:
+        """Say what is going to be loaded, so that progress knows the whole."""
+        config = self.source.config
+        shapes = tensor_shapes(config)
+        self.total_bytes = sum(math.prod(shapes[name]) for name in names) * self.dtype.itemsize
+        if resident:
+            self.total_bytes += sum(layer_bytes(config, tower, i, self.dtype) for i in range(config.layers))
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = self.source.read(name).to(device=self.device, dtype=self.dtype, copy=True)
+        self._count(tensor.nbytes)
+        return tensor
+
+    def layers(self, tower: str, resident: bool) -> Sequence[LayerWeights]:
+        if not resident:
+            return MappedLayers(self.source, tower, self.device, self.dtype)
+        layers = []
+        for index in range(self.source.config.layers):
+            buffer = load_layer(self.source, tower, index, self.device, self.dtype)
+            layers.append(buffer.weights)
+            self._count(buffer.flat.nbytes)
+        return layers
+
+    def _count(self, n_bytes: int) -> None:
+        self.done_bytes += n_bytes
+        if self.progress:
+            self.progress(self.done_bytes, self.total_bytes)
