@@ -1,0 +1,28 @@
+# Two commands do everything on a bare machine with Python 3.11 or newer, in this checkout's own .venv:
+#   make demo   train a tiny U1 on photographs and sample with what it learned
+#   make test   all tests, lint and format check
+# Windows: the same steps for PowerShell stand in README.md.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# Installed again only when what is asked for has changed. The pinned torch comes with the first install, so that pip
+# never fetches another one.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,demo]"
+	touch $@
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache
