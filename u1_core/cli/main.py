@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(prog=f"u1 {name}", description=help_line, allow_abbrev=False)
         module.add_arguments(parser)
-        return module.run(parser.parse_args(argv[1:]))
+        args = parser.parse_args(argv[1:])
+        args.command = name
+        return module.run(args)
     except U1Error as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

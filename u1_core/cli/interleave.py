@@ -1,0 +1,55 @@
+"""`u1 interleave`: text with pictures in between."""
+
+import argparse
+from pathlib import Path
+
+from u1_core.cli.options import (
+    Report,
+    add_model_options,
+    add_picture_options,
+    check_out,
+    open_pictures,
+    open_session,
+    picture_settings,
+    stream_text,
+)
+from u1_core.cli.progress import ProgressLine
+from u1_core.sample.interleave import MAX_TOKENS, interleave
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to tell")
+    parser.add_argument("pictures", type=Path, nargs="*", help="pictures to start from")
+    add_model_options(parser)
+    add_picture_options(parser, default_size="1536x1536")
+    parser.add_argument("--image-cfg", type=float, default=1.0, help="guidance scale of the pictures (default 1)")
+    parser.add_argument("--think", action="store_true", help="let the model reason first, pictures included")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help=f"most text tokens (default {MAX_TOKENS})")
+
+
+def run(args: argparse.Namespace) -> int:
+    check_out(args.out)
+    pictures = open_pictures(args.pictures)
+    session = open_session(args)
+    settings = picture_settings(args, session)
+    report = Report(args, session, settings)
+    report.facts |= {"prompt": args.prompt, "pictures": list(map(str, args.pictures))}
+    drawing, tell, text = ProgressLine("drawing"), stream_text(args.json), ""
+    told = interleave(
+        session,
+        args.prompt,
+        pictures,
+        settings,
+        args.think,
+        max_tokens=args.max_tokens,
+        on_step=lambda step: drawing.steps(step.index + 1, step.steps),
+    )
+    for piece in told:
+        if not isinstance(piece, str):
+            (path,) = report.save(piece, args.out)
+            piece = f"\n[{path}]\n"
+        text += piece
+        tell(piece)
+    tell("\n")
+    report.finish(text=text)
+    return 0

@@ -1,0 +1,57 @@
+"""Edit: change one to ten pictures as a prompt says."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from u1_core.data.pictures import understanding_patches
+from u1_core.errors import U1Error
+from u1_core.sample.branches import Drawn, draw_prompt
+from u1_core.sample.euler import OnStep
+from u1_core.sample.guidance import Branch
+from u1_core.sample.settings import SampleSettings
+from u1_core.sample.think import OnText
+from u1_core.session import Session
+from u1_core.text import prompts
+from u1_core.text.sequence import PicturePatches
+
+MAX_PICTURES = 10
+MIN_INPUT_PIXELS = 512**2
+
+
+def max_input_pixels(pictures: int) -> int:
+    """The most pixels each of that many input pictures may keep: 2048², and 4096² for all together."""
+    return min(2048**2, 4096**2 // max(1, pictures))
+
+
+def input_patches(
+    session: Session, pictures: Sequence[Image.Image], limits: tuple[int, int] | None = None
+) -> tuple[PicturePatches, ...]:
+    """Input pictures as the understanding tower sees them, resized into `limits` (fewest, most pixels)."""
+    least, most = limits or (MIN_INPUT_PIXELS, max_input_pixels(len(pictures)))
+    return tuple(understanding_patches(picture, session.config, least, most) for picture in pictures)
+
+
+def edit(
+    session: Session,
+    prompt: str,
+    pictures: Sequence[Image.Image],
+    settings: SampleSettings,
+    think: bool = False,
+    input_limits: tuple[int, int] | None = None,
+    on_step: OnStep | None = None,
+    on_text: OnText | None = None,
+) -> Drawn:
+    """Draw what `prompt` makes of `pictures`. `input_limits` overrides how many pixels the inputs keep."""
+    if not 1 <= len(pictures) <= MAX_PICTURES:
+        raise U1Error(f"edit takes 1 to {MAX_PICTURES} pictures, not {len(pictures)}")
+    settings = replace(settings, guidance=replace(settings.guidance, pictures=True))
+    settings.check(session.config)
+    patches = input_patches(session, pictures, input_limits)
+    queries = {
+        Branch.CONDITIONAL: (prompts.edit(prompt, len(pictures), think), patches),
+        Branch.TEXT_FREE: (prompts.edit_text_free(len(pictures)), patches),
+        Branch.UNCONDITIONAL: (prompts.unconditional(), ()),
+    }
+    return draw_prompt(session, queries, settings, think, on_step, on_text)

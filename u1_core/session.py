@@ -1,0 +1,121 @@
+"""One loaded model on one device, the LoRAs in use, and the lease that says who may use the device now."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from u1_core.text.sequence import TokenSequence
+from u1_core.text.tokenizer import Tokenizer
+
+from u1_core.errors import U1Error
+from u1_core.lora.adapter import Adapter, replaced_modules, tower_terms
+from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
+from u1_core.model.linear import TowerTerms
+from u1_core.model.views import Generation, Understanding
+from u1_core.prefix.build import BuiltPrefix, build_prefixes
+from u1_core.prefix.decode import GrowingPrefix
+from u1_core.weights.layout import layer_bytes
+from u1_core.weights.snapshot import Snapshot
+from u1_core.weights.store import Progress, load_generation, load_understanding
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Session:
+    """A model opened for use. Its towers are read when they are first needed.
+
+    `lease` is held by whoever computes on the device: a sampler for a picture, a trainer for a step.
+    """
+
+    def __init__(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, on_progress: Progress | None):
+        self.snapshot = snapshot
+        self.config: U1Config = snapshot.config
+        self.device = device
+        self.dtype = dtype
+        self.adapters: list[Adapter] = []
+        self.lease = threading.RLock()
+        self._on_progress = on_progress
+
+    @classmethod
+    def open(
+        cls, model: Path | str, device: str = "auto", dtype: str = "auto", on_progress: Progress | None = None
+    ) -> "Session":
+        """Open a snapshot folder or a .safetensors file with its config beside it. Reads headers only.
+
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; dtype: "auto" (bf16 on a GPU, fp32 on a CPU),
+        "bf16" or "fp32". Raises U1Error for a model that does not check out.
+        """
+        chosen = _device(device)
+        if dtype not in ("auto", *DTYPES):
+            raise U1Error(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
+        if dtype == "auto":
+            dtype = "fp32" if chosen.type == "cpu" else "bf16"
+        return cls(Snapshot.open(Path(model)), chosen, DTYPES[dtype], on_progress)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, from the files beside its weights."""
+        return Tokenizer.from_folder(self.snapshot.folder)
+
+    @cached_property
+    def understanding(self) -> Understanding:
+        """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used."""
+        resident = self._room_for(UNDERSTANDING, GENERATION)
+        return load_understanding(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+
+    @cached_property
+    def base_generation(self) -> Generation:
+        """The generation tower as the checkpoint has it: on the device if it fits there."""
+        resident = self._room_for(GENERATION)
+        return load_generation(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+
+    @property
+    def generation(self) -> Generation:
+        """The generation tower with the fully trained tensors of the adapters in place of its own."""
+        base = self.base_generation
+        return replace(base, modules=replaced_modules(base.modules, self.adapters))
+
+    def terms(self, tower: str) -> TowerTerms:
+        """The low-rank terms of every adapter for one tower, at their present strengths."""
+        return tower_terms(self.config, self.adapters, tower)
+
+    def use(self, adapters: Sequence[Adapter]) -> None:
+        """Work with these LoRAs from now on; the weights stay as they are. Raises U1Error for one that does not fit."""
+        for adapter in adapters:
+            adapter.check(self.config)
+        self.adapters = [adapter.to(self.device, self.dtype) for adapter in adapters]
+
+    def build_prefixes(self, sequences: Sequence[TokenSequence]) -> list[BuiltPrefix]:
+        """Prompts' K/V, all in one pass over the understanding tower."""
+        return build_prefixes(self.config, self.understanding, sequences, self.terms(UNDERSTANDING))
+
+    def grow(self, built: BuiltPrefix) -> GrowingPrefix:
+        """A built prompt that more can be said to."""
+        return GrowingPrefix(self.config, self.understanding, built, self.terms(UNDERSTANDING))
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A random generator on the session's device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _room_for(self, *towers: str) -> bool:
+        """Whether these towers fit on the device with a quarter of its free memory left to work in."""
+        if self.device.type != "cuda":
+            return True
+        layers = range(self.config.layers)
+        needed = sum(layer_bytes(self.config, tower, index, self.dtype) for tower in towers for index in layers)
+        return needed < 0.75 * torch.cuda.mem_get_info(self.device)[0]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise U1Error(f"device {name!r} is none of auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise U1Error(f"device {name!r}: this PyTorch sees no CUDA card; use --device cpu")
+    return device

@@ -1,0 +1,36 @@
+"""Ask about pictures, or just talk."""
+
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from u1_core.sample.edit import input_patches
+from u1_core.session import Session
+from u1_core.text import prompts
+from u1_core.text.sequence import build_sequence
+from u1_core.text.tokenizer import TextStream
+from u1_core.understand.decode import GREEDY, TextSettings, say
+
+INPUT_LIMITS = (256**2, 2048**2)
+"""Fewest and most pixels of a picture that is asked about."""
+
+
+def ask(
+    session: Session,
+    question: str,
+    pictures: Sequence[Image.Image] = (),
+    history: Sequence[tuple[str, str]] = (),
+    settings: TextSettings = GREEDY,
+    input_limits: tuple[int, int] = INPUT_LIMITS,
+) -> Iterator[str]:
+    """Yield the answer as it is said. `history` holds the (question, answer) pairs before; the pictures' marks may
+    stand in any of the questions."""
+    patches = input_patches(session, pictures, input_limits)
+    query = prompts.ask(question, len(pictures), history)
+    sequence = build_sequence(session.tokenizer, query, patches, merge=session.config.merge)
+    stream = TextStream(session.tokenizer)
+    with session.lease:
+        prefix = session.grow(*session.build_prefixes([sequence]))
+        for token in say(session.understanding, prefix, frozenset({session.tokenizer.im_end}), settings):
+            yield stream.feed(token)
+        yield stream.flush()
