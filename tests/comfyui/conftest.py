@@ -1,0 +1,138 @@
+"""A real ComfyUI for these tests: $COMFYUI_DIR, else ~/comfy/ComfyUI, else the one whose custom_nodes we lie in.
+
+The tests run it with its own Python, in a base directory of their own that holds nothing but a copy of the pack. Where
+there is none, they are skipped, and the last lines of the report say so.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+PACK_FILES = ("__init__.py", "pyproject.toml", "nodes", "js", "u1_core")
+PYTHONS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
+START_LIMIT_S = 180
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """A checkout of ComfyUI and the Python that runs it."""
+
+    folder: Path
+    python: Path
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [str(part) for part in (self.python, *arguments)]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ComfyUI, and what it has printed until now."""
+
+    url: str
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read().decode()
+
+    def run(self, prompt: dict, limit_s: float = 60) -> dict:
+        """Queue a workflow in API form and wait for its history entry."""
+        body = json.dumps({"prompt": prompt}).encode()
+        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            prompt_id = json.load(answer)["prompt_id"]
+        for _ in range(round(limit_s / 0.2)):
+            if entry := json.loads(self.get(f"/history/{prompt_id}")):
+                return entry[prompt_id]
+            time.sleep(0.2)
+        raise TimeoutError(f"no result after {limit_s} s; ComfyUI said:\n{self.log}")
+
+
+def find_comfyui() -> ComfyUI | str:
+    """The ComfyUI to test in, or the reason why there is none."""
+    given = os.environ.get("COMFYUI_DIR")
+    places = [Path(given)] if given else [Path.home() / "comfy" / "ComfyUI", PACK.parent.parent]
+    folder = next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
+    if folder is None:
+        return f"no ComfyUI in {' or '.join(map(str, places))}; set COMFYUI_DIR to its folder"
+    python = next((folder / python for python in PYTHONS if (folder / python).is_file()), None)
+    if python is None:
+        return f"{folder} has no virtual environment ({' or '.join(PYTHONS[:2])}) with ComfyUI's requirements"
+    return ComfyUI(folder, python)
+
+
+FOUND = find_comfyui()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say plainly whether these tests ran: a skip is easily overlooked."""
+    terminalreporter.section("tests inside ComfyUI")
+    terminalreporter.line(f"DID NOT RUN: {FOUND}" if isinstance(FOUND, str) else f"ran in {FOUND.folder}")
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    if isinstance(FOUND, str):
+        pytest.skip(FOUND)
+    return FOUND
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base directory for ComfyUI whose custom_nodes holds the pack and nothing else."""
+    base = tmp_path_factory.mktemp("comfyui")
+    pack = base / "custom_nodes" / "u1-style-studio"
+    pack.mkdir(parents=True)
+    for name in PACK_FILES:
+        source = PACK / name
+        if source.is_dir():
+            shutil.copytree(source, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, pack / name)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: ComfyUI, base: Path):
+    """ComfyUI on the CPU, listening on a free loopback port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log_file = base / "server.log"
+    options = ["--cpu", "--base-directory", base, "--port", port, "--disable-api-nodes", "--disable-auto-launch"]
+    command = comfyui.command("main.py", *map(str, options), "--database-url", "sqlite:///:memory:")
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, cwd=comfyui.folder, stdout=log, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", log_file)
+    try:
+        _wait_until_ready(server, process)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_until_ready(server: Server, process: subprocess.Popen) -> None:
+    for _ in range(START_LIMIT_S * 2):
+        try:
+            server.get("/system_stats")
+            return
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None:
+                break
+            time.sleep(0.5)
+    raise RuntimeError(f"ComfyUI did not start; it said:\n{server.log}")
