@@ -18,10 +18,9 @@ from torch import Tensor
 from u1_core.data.pictures import understanding_patches
 from u1_core.lora.files import read_lora
 from u1_core.text.sequence import TokenSequence, build_sequence
-from u1_core.train.objective import flow_loss
 
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import Adapter
+from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.model.attention import Segment
 from u1_core.model.config import GENERATION, NOISE_SCALE_EMBEDDER, TIMESTEP_EMBEDDER, VISION_GEN
 from u1_core.model.embedders import embed_scalar
@@ -38,6 +37,7 @@ from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
 from u1_core.text import prompts
+from u1_core.train.objective import flow_loss
 
 PASS_TOLERANCE = 1e-5
 """Relative L2 error allowed in one pass through the network."""
@@ -291,10 +291,8 @@ def _check_train_step(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Err
     prefix = oracle.prefix(case["prefix"])
     for parameter in adapter.parameters():
         parameter.requires_grad_(True)
+    terms = tower_terms(config, [adapter], GENERATION)
     for loss_type, theirs in case["losses"].items():
-        session.use([adapter])
-        terms = session.terms(GENERATION)
-        session.use([])
         x_pred = generation_pass(config, session.generation, z, t, [prefix] * len(z), terms, recompute=True)
         loss = flow_loss(loss_type, x_pred, x0, z, t, config.t_eps)
         yield f"loss {loss_type}", abs(loss.item() - theirs) / abs(theirs)

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from u1_core.text.sequence import TokenSequence
 from u1_core.text.tokenizer import Tokenizer
 
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import Adapter, replaced_modules, tower_terms
+from u1_core.lora.adapter import Adapter, tower_terms
+from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.linear import TowerTerms
 from u1_core.model.views import Generation, Understanding
@@ -75,8 +75,7 @@ class Session:
     @property
     def generation(self) -> Generation:
         """The generation tower with the fully trained tensors of the adapters in place of its own."""
-        base = self.base_generation
-        return replace(base, modules=replaced_modules(base.modules, self.adapters))
+        return with_full_tensors(self.base_generation, self.adapters)
 
     def terms(self, tower: str) -> TowerTerms:
         """The low-rank terms of every adapter for one tower, at their present strengths."""

@@ -1,0 +1,29 @@
+"""Fully trained tensors in place of the base's: what a LoRA run leaves beside its low-rank terms."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from u1_core.lora.adapter import Adapter
+from u1_core.lora.plan import FINAL_NORM
+from u1_core.model.views import Generation
+
+
+def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generation:
+    """`base` with strength * (full - base) of every adapter added to the tensors they replace; `base` is left as it is.
+
+    The sum is fp32 and rounded once to the base's dtype.
+    """
+    originals = {**base.modules, FINAL_NORM: base.norm}
+    changed: dict[str, Tensor] = {}
+    for adapter in adapters:
+        if adapter.strength == 0:
+            continue
+        for name, full in adapter.full.items():
+            original = originals[name].float()
+            moved = adapter.strength * (full.to(original.device).float() - original)
+            changed[name] = changed.get(name, original) + moved
+    changed = {name: tensor.to(originals[name].dtype) for name, tensor in changed.items()}
+    norm = changed.pop(FINAL_NORM, base.norm)
+    return replace(base, norm=norm, modules={**base.modules, **changed})
