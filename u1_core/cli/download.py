@@ -17,5 +17,5 @@ def run(args: argparse.Namespace) -> int:
     folder = download(args.id, args.revision, args.to)
     snapshot = Snapshot.open(folder)
     revision = source_of(folder)["revision"]
-    print(f"{args.id} at {revision}: {snapshot.kind}, {snapshot.total_bytes / 1e9:.2f} GB in {folder}")
+    print(f"{args.id} at {revision}: {snapshot.kind}, {snapshot.total_bytes / 1e6:,.0f} MB in {folder}")
     return 0

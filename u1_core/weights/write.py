@@ -41,7 +41,8 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[BinaryIO]:
     except OSError as problem:
         raise U1Error(f"{path}: cannot be written ({problem.strerror or problem})") from None
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
 
 
 def write_safetensors(
