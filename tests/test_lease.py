@@ -1,0 +1,63 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from u1_core.lease import Lease
+
+
+def test_a_waiting_thread_is_next_though_the_holder_asks_again_at_once():
+    """A trainer that releases and takes the lease without a pause must not starve a sampler."""
+    lease, order, waiting = Lease(), [], threading.Event()
+
+    def sampler():
+        waiting.set()
+        with lease:
+            order.append("sampler")
+
+    with lease:
+        thread = threading.Thread(target=sampler)
+        thread.start()
+        assert waiting.wait(10)
+        while len(lease._queue) == 0:
+            pass
+    with lease:
+        order.append("trainer")
+    thread.join(10)
+    assert order == ["sampler", "trainer"]
+
+
+def test_its_holder_may_take_it_again():
+    lease = Lease()
+    with lease, lease:
+        pass
+    with lease:
+        pass
+
+
+def test_only_the_holder_may_release():
+    lease = Lease()
+    lease.acquire()
+    with ThreadPoolExecutor(1) as other, pytest.raises(RuntimeError, match="held by another thread"):
+        other.submit(lease.release).result(10)
+    lease.release()
+    with pytest.raises(RuntimeError, match="or by none"):
+        lease.release()
+
+
+def test_never_two_at_once():
+    lease, inside, most = Lease(), [0], [0]
+
+    def visit():
+        for _ in range(200):
+            with lease:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=visit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1]

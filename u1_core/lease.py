@@ -1,0 +1,53 @@
+"""Who may use the device now: a lock that is handed on in the order in which it was asked for.
+
+A plain lock lets a trainer that releases it between two steps take it again before a waiting sampler wakes up; with
+this one the sampler is next.
+"""
+
+import threading
+from collections import deque
+from types import TracebackType
+
+
+class Lease:
+    """A fair, reentrant lock: `with lease: …`. A thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def acquire(self) -> None:
+        """Wait for this thread's turn."""
+        me = threading.get_ident()
+        with self._changed:
+            if self._owner != me:
+                ticket = object()
+                self._queue.append(ticket)
+                try:
+                    self._changed.wait_for(lambda: self._owner is None and self._queue[0] is ticket)
+                    self._owner = me
+                finally:
+                    self._queue.remove(ticket)
+                    self._changed.notify_all()
+            self._depth += 1
+
+    def release(self) -> None:
+        """Hand the lease on. Only its holder may."""
+        with self._changed:
+            if self._owner != threading.get_ident():
+                raise RuntimeError("the lease is held by another thread, or by none")
+            self._depth -= 1
+            if self._depth == 0:
+                self._owner = None
+                self._changed.notify_all()
+
+    def __enter__(self) -> "Lease":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,29 @@
+"""Randomness without a state: whatever a step draws follows from what it is drawn for.
+
+A generator is made for each (seed, draw, sample, purpose), on the CPU, so that the numbers are the same on any device,
+and neither the order of the work, nor the number of workers, nor a resumed run can change them. A `draw` is one
+picture's turn in the run, counted from 0 over all steps.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, draw: int, sample: str, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose ("t", "noise", …) of one draw of the sample with that id."""
+    key = f"{seed}\n{draw}\n{sample}\n{purpose}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+
+
+def sample_of_draw(seed: int, draw: int, count: int, shuffle: bool) -> int:
+    """Which of `count` samples has its turn at `draw`: each once in an epoch, in an order of the epoch's own."""
+    epoch, place = divmod(draw, count)
+    return int(_order(seed, epoch, count)[place]) if shuffle else place
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, epoch, "", "order"))
