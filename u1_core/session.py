@@ -1,15 +1,13 @@
 """One loaded model on one device, the LoRAs in use, and the lease that says who may use the device now."""
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from u1_core.text.sequence import TokenSequence
-from u1_core.text.tokenizer import Tokenizer
 
 from u1_core.errors import U1Error
+from u1_core.lease import Lease
 from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
@@ -17,6 +15,8 @@ from u1_core.model.linear import TowerTerms
 from u1_core.model.views import Generation, Understanding
 from u1_core.prefix.build import BuiltPrefix, build_prefixes
 from u1_core.prefix.decode import GrowingPrefix
+from u1_core.text.sequence import TokenSequence
+from u1_core.text.tokenizer import Tokenizer
 from u1_core.weights.layout import layer_bytes
 from u1_core.weights.snapshot import Snapshot
 from u1_core.weights.store import Progress, load_generation, load_understanding
@@ -36,7 +36,7 @@ class Session:
         self.device = device
         self.dtype = dtype
         self.adapters: list[Adapter] = []
-        self.lease = threading.RLock()
+        self.lease = Lease()
         self._on_progress = on_progress
 
     @classmethod
