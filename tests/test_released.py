@@ -1,24 +1,17 @@
 """The published models' dimensions: the same as their config.json, and the counts that follow."""
 
-from pathlib import Path
-
 import pytest
 
 from u1_core.errors import U1Error
 from u1_core.model.config import U1Config, tensor_shapes
 from u1_core.released import RELEASED, released_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "u1"
 FILES = {"U1-8B": "config_u1_8b.json", "U1.5-8B": "config_u15_8b.json", "U1-A3B": "config_u1_a3b.json"}
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_equals_the_published_config(name):
-    file = CONFIGS / FILES[name]
-    if not file.exists():
-        print(f"SKIPPED: {file} is missing, so {name} was not compared with its published config")
-        pytest.skip(f"{file} is missing")
-    assert released_config(name) == U1Config.from_file(file)
+def test_equals_the_published_config(name, shared):
+    assert released_config(name) == U1Config.from_file(shared / "u1" / FILES[name])
 
 
 def test_number_of_tensors_and_kinds():
