@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,6 +64,8 @@ class Adapter:
     """How `kinds` is known, for messages."""
     name: str = "LoRA"
     """Where it came from, for messages."""
+    full_source: Path | None = None
+    """The file that the full tensors are from."""
 
     @classmethod
     def create(cls, plan: LoraPlan, seed: int, device: str | torch.device = "cpu") -> "Adapter":
@@ -86,9 +89,9 @@ class Adapter:
         return [tensor for module in self.modules.values() for tensor in (module.down, module.up)]
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Adapter":
-        """A copy for use elsewhere or in another dtype, without gradients. Full tensors keep their dtype."""
+        """A copy elsewhere or in another dtype, which hands gradients back. Full tensors keep their dtype."""
         modules = {
-            path: LoraModule(module.down.detach().to(device, dtype), module.up.detach().to(device, dtype), module.alpha)
+            path: LoraModule(module.down.to(device, dtype), module.up.to(device, dtype), module.alpha)
             for path, module in self.modules.items()
         }
         return replace(self, modules=modules, full={name: tensor.to(device) for name, tensor in self.full.items()})

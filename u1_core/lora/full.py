@@ -1,10 +1,12 @@
 """Fully trained tensors in place of the base's: what a LoRA run leaves beside its low-rank terms."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
+from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.plan import FINAL_NORM
 from u1_core.model.views import Generation
@@ -13,8 +15,11 @@ from u1_core.model.views import Generation
 def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generation:
     """`base` with strength * (full - base) of every adapter added to the tensors they replace; `base` is left as it is.
 
-    The sum is fp32 and rounded once to the base's dtype.
+    The sum is fp32 and rounded once to the base's dtype. Raises U1Error if two adapters brought the same file.
     """
+    sources = [adapter.full_source for adapter in adapters if adapter.full_source]
+    if twice := [source for source, count in Counter(sources).items() if count > 1]:
+        raise U1Error(f"{twice[0]}: is used twice; a LoRA brings its fully trained tensors along, so name it alone")
     originals = {**base.modules, FINAL_NORM: base.norm}
     changed: dict[str, Tensor] = {}
     for adapter in adapters:

@@ -1,0 +1,76 @@
+"""For which kind of model a LoRA file was made, told from what it holds.
+
+U1 and U1.5 share the names and shapes of all but the head, so a file without the head must say, or be known.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from u1_core.errors import U1Error, nearest
+from u1_core.lora.adapter import KIND_NAMES, KINDS, LoraModule
+from u1_core.model.config import FM_HEAD
+
+BASE_KIND = "u1.base_kind"
+"""Metadata key of our own files: "u1", "u1.5" or "a3b"."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The kinds that something in the file leaves possible, and what it is."""
+
+    kinds: frozenset[str]
+    reason: str
+
+
+def possible_kinds(
+    modules: Mapping[str, LoraModule], full: Iterable[str], metadata: Mapping[str, str]
+) -> tuple[frozenset[str], str]:
+    """(kinds it may be for, how that is known). Raises U1Error if the file contradicts itself."""
+    found = [*_from_metadata(metadata), *_from_names([*modules, *full]), *_from_known_files(modules, metadata)]
+    kinds, reasons = KINDS, []
+    for evidence in found:
+        if not kinds & evidence.kinds:
+            raise U1Error(f"the file contradicts itself: {' and '.join([*reasons, evidence.reason])}")
+        if kinds - evidence.kinds:
+            reasons.append(evidence.reason)
+        kinds &= evidence.kinds
+    return kinds, " and ".join(reasons) or "the file does not say"
+
+
+def kinds_in_words(kinds: Iterable[str]) -> str:
+    """{"u1", "u1.5"} -> "U1 or U1.5"."""
+    return " or ".join(name for kind, name in KIND_NAMES.items() if kind in kinds)
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> Iterable[Evidence]:
+    if (kind := metadata.get(BASE_KIND)) is not None:
+        if kind not in KINDS:
+            raise U1Error(f"metadata {BASE_KIND} is {kind!r}, none of {', '.join(KIND_NAMES)}{nearest(kind, KINDS)}")
+        yield Evidence(frozenset({kind}), f"its metadata says {KIND_NAMES[kind]}")
+    if metadata.get("format", "").startswith("train_u1."):
+        yield Evidence(frozenset({"u1", "a3b"}), "it is from a trainer that knows no U1.5")
+
+
+def _from_names(names: Iterable[str]) -> Iterable[Evidence]:
+    """The first of each: U1.5's head is convolutional, U1's and A3B's linear; only A3B has experts."""
+    names = list(names)
+    signs = [
+        (f"{FM_HEAD}.conv", {"u1.5"}, "which only U1.5 has"),
+        (f"{FM_HEAD}.0", {"u1", "a3b"}, "which U1.5 does not have"),
+        (f"{FM_HEAD}.2", {"u1", "a3b"}, "which U1.5 does not have"),
+        (".experts.", {"a3b"}, "which only A3B has"),
+        (".mlp_mot_gen.gate_proj", {"u1", "u1.5"}, "which A3B does not have"),
+        (".mlp_mot_gen.up_proj", {"u1", "u1.5"}, "which A3B does not have"),
+        (".mlp_mot_gen.down_proj", {"u1", "u1.5"}, "which A3B does not have"),
+    ]
+    for sign, kinds, words in signs:
+        if name := next((name for name in names if sign in name), None):
+            yield Evidence(frozenset(kinds), f"it has {name}, {words}")
+
+
+def _from_known_files(modules: Mapping[str, LoraModule], metadata: Mapping[str, str]) -> Iterable[Evidence]:
+    """The official 8-step LoRA of U1.5 has no head and names no model: rank 128, alpha 8, 294 modules."""
+    if metadata.get("tensor_kind", "neo_hf_lora") != "neo_hf_lora" or len(modules) != 294:
+        return
+    if all((module.rank, module.alpha) == (128, 8.0) for module in modules.values()):
+        yield Evidence(frozenset({"u1.5"}), "294 modules of rank 128 and alpha 8 are U1.5's official 8-step LoRA")
