@@ -67,7 +67,7 @@ def _tell(
     stops = frozenset({tokenizer.im_end, tokenizer.img_start})
     drawn = 0
     while True:
-        stream, conditional = TextStream(tokenizer), told[Branch.CONDITIONAL]
+        stream, conditional = TextStream(tokenizer, skip_special=True), told[Branch.CONDITIONAL]
         for token in say(weights, conditional, stops, TextSettings(max_tokens=max_tokens)):
             max_tokens -= 1
             yield stream.feed(token)

@@ -28,7 +28,7 @@ def ask(
     patches = input_patches(session, pictures, input_limits)
     query = prompts.ask(question, len(pictures), history)
     sequence = build_sequence(session.tokenizer, query, patches, merge=session.config.merge)
-    stream = TextStream(session.tokenizer)
+    stream = TextStream(session.tokenizer, skip_special=True)
     with session.lease:
         prefix = session.grow(*session.build_prefixes([sequence]))
         for token in say(session.understanding, prefix, frozenset({session.tokenizer.im_end}), settings):
