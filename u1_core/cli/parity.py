@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(verdict: Verdict) -> None:
     outcome = "passed" if verdict.passed else f"FAILED at {verdict.at}"
+    outcome += f" ({verdict.note})" if verdict.note else ""
     print(f"  {verdict.case:<26}{verdict.error:>10.1e}{verdict.tolerance:>10.0e}  {outcome}", flush=True)
 
 
