@@ -1,0 +1,124 @@
+"""What the tests of several rooms share: oracle folders, the facts beside the checkout, tiny random models."""
+
+import functools
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from u1_core.model.config import U1Config
+from u1_core.model.views import Generation, Understanding
+from u1_core.weights.random_model import RandomWeights
+from u1_core.weights.store import load_generation, load_understanding
+from u1_core.weights.tiny import KINDS, TINY_HEAD_WIDTH, tiny_config, write_tiny_model
+
+SHARED = Path(os.environ.get("U1_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+ORACLE_KINDS = ("dense", "moe", "u15")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what went untested for want of the folder beside the checkout: a skip is easily overlooked."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    untested = [report.nodeid for report in skipped if str(SHARED) in str(report.longrepr)]
+    if untested:
+        terminalreporter.section("NOT TESTED", red=True, bold=True)
+        terminalreporter.line(f"{SHARED} is missing (or set U1_SHARED), so these did not run:", red=True)
+        for nodeid in untested:
+            terminalreporter.line(f"  {nodeid}", red=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of facts beside the checkout: the released models' configs and shapes, the whole oracle."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is missing: it holds the facts that this test compares with")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def compact_oracle(tmp_path_factory) -> Callable[[str], Path]:
+    """Kind ("dense", "moe", "u15") -> its compact parity folder, from the repository. Read only."""
+
+    @functools.cache
+    def unpack(kind: str) -> Path:
+        root = tmp_path_factory.mktemp("oracle")
+        with tarfile.open(Path(__file__).parent / "oracle" / f"{kind}.tar.xz") as archive:
+            archive.extractall(root, filter="data")
+        return root / kind
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def oracle(compact_oracle) -> Callable[[str], Path]:
+    """Kind -> its parity folder with every case if it lies beside the checkout, else the compact one. Read only."""
+
+    def find(kind: str) -> Path:
+        whole = SHARED / "oracle" / kind
+        return whole if whole.is_dir() else compact_oracle(kind)
+
+    return find
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A tiny random model: `source.read(name)` gives the checkpoint's tensors, the towers are made of the same."""
+
+    config: U1Config
+    source: RandomWeights
+    understanding: Understanding
+    generation: Generation
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., TinyModel]:
+    """(kind, dtype=fp32) -> a tiny model in memory, made once. Read only."""
+
+    @functools.cache
+    def make(kind: str, dtype: torch.dtype = torch.float32) -> TinyModel:
+        raw = tiny_config(kind)
+        head = "fm_modules.fm_head.conv1.weight" if raw["use_pixel_head"] else "fm_modules.fm_head.0.weight"
+        config = U1Config.from_dict(raw).with_head_width_of({head: (TINY_HEAD_WIDTH,)})
+        source = RandomWeights(config)
+        return TinyModel(
+            config, source, load_understanding(source, "cpu", dtype), load_generation(source, "cpu", dtype)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """A tiny snapshot folder of each kind, in fp32. Read only: copy one to change it."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in KINDS:
+        write_tiny_model(root / kind, kind)
+    return {kind: root / kind for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    """Each kind of model in turn."""
+    return request.param
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """|ours - theirs| / |theirs|, in fp64."""
+    assert ours.shape == theirs.shape
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., bool]:
+    """(ours, theirs, tolerance=1e-6) -> whether they agree, by relative L2 error."""
+
+    def agree(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-6) -> bool:
+        error = relative_error(ours, theirs)
+        print(f"relative error {error:.2e}, allowed {tolerance:.0e}")  # shown by pytest when the test fails
+        return error <= tolerance
+
+    return agree
