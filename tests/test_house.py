@@ -1,12 +1,15 @@
 """The house's own rules: what may import what, what is never done, and how quickly the engine is there."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from u1_core import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "u1_core"
@@ -89,3 +92,8 @@ def test_module_opens_with_its_purpose_and_runs_nothing_from_outside(path):
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in ("eval", "exec", "os.system", "torch.load"), f"line {node.lineno}"
     assert "trust_remote_code=True" not in source
+
+
+def test_the_version_is_the_same_for_comfyui_as_for_python():
+    (version,) = re.findall(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version == __version__
