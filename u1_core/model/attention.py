@@ -5,7 +5,7 @@ a batch. Products over features need not know. Attention does: a `Segment` says 
 no mask is needed but for the causal tail of a text that continues something.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class Segment:
     keys: tuple[tuple[int, int], ...]
     causal: bool
     past: int | None = None
+
+
+def segmented(segments: Sequence[Segment], pasts: Sequence[KeysValues]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """One layer's attention over these segments, as `decoder_layer` takes it."""
+    return lambda q, k, v: attend(q, k, v, segments, pasts)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], pasts: Sequence[KeysValues]) -> Tensor:

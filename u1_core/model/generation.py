@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from u1_core.model.attention import Segment
+from u1_core.model.attention import Segment, segmented
 from u1_core.model.config import GENERATION, NOISE_SCALE_EMBEDDER, TIMESTEP_EMBEDDER, VISION_GEN, U1Config
 from u1_core.model.embedders import embed_scalar
 from u1_core.model.head import predict_pixels
@@ -26,13 +26,14 @@ def generation_pass(
     prefixes: Sequence[PrefixKV],
     terms: TowerTerms | None = None,
     recompute: bool = False,
+    keep_last: int = 0,
 ) -> Tensor:
     """Predict x0 from z_t.
 
     z (B, 3, H, W) is t * x0 + (1 - t) * noise with x0 in [-1, 1]; t (B,), where 1 is clean and 0 is noise; both fp32.
     `prefixes` has K * B entries: row r of the result is picture r % B seen with prefix r, so that guidance branches
-    share one batch. `recompute` keeps only each layer's input for backward and computes the rest again. Returns x_pred
-    (K * B, 3, H, W), fp32.
+    share one batch. `recompute` keeps only each layer's input for backward and computes the rest again, for all but the
+    last `keep_last` layers. Returns x_pred (K * B, 3, H, W), fp32.
     """
     batch, _, height, width = z.shape
     rows, columns = height // config.token_pixels, width // config.token_pixels
@@ -46,13 +47,12 @@ def generation_pass(
     segments = [Segment(*span, keys=(span,), causal=False, past=row) for row, span in enumerate(spans)]
 
     def run_layer(index: int, h: Tensor) -> Tensor:
-        pasts = [prefix.layer(index) for prefix in prefixes]
-        view = weights.layers[index]
-        return decoder_layer(config, GENERATION, view, h, rope, segments, pasts, terms.layers[index])[0]
+        attention = segmented(segments, [prefix.layer(index) for prefix in prefixes])
+        return decoder_layer(config, GENERATION, weights.layers[index], h, rope, attention, terms.layers[index])[0]
 
     for index in range(config.layers):
         # No dropout draws from the global generator, so its state need not be kept for the second time round.
-        if recompute:
+        if recompute and index < config.layers - keep_last:
             h = checkpoint(run_layer, index, h, use_reentrant=False, preserve_rng_state=False)
         else:
             h = run_layer(index, h)

@@ -1,17 +1,19 @@
 """One decoder layer: a plain function of the activations and a view of the layer's weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u1_core.model.attention import KeysValues, Segment, attend
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.feed_forward import feed_forward
 from u1_core.model.linear import LowRankTerms, add_terms, linear
 from u1_core.model.rope import norm_and_rotate, rms_norm
 from u1_core.model.views import LayerWeights
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q (N, heads, head_dim), k and v (N, kv_heads, head_dim) of packed tokens -> (N, heads * head_dim)."""
 
 
 def decoder_layer(
@@ -20,22 +22,20 @@ def decoder_layer(
     weights: LayerWeights,
     h: Tensor,
     rope: tuple[Tensor, Tensor],
-    segments: Sequence[Segment],
-    pasts: Sequence[KeysValues],
+    attention: Attention,
     terms: LowRankTerms,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention, then feed-forward, each on its norm and added to what came in.
 
-    h (N, width) of packed tokens; rope from `rope_table`; `pasts` the earlier K/V that `segments` refer to. Returns h
-    (N, width) and this layer's K and V of the tokens, each (N, kv_heads, head_dim).
+    h (N, width) of packed tokens; rope from `rope_table`; `attention` knows who sees whom. Returns h (N, width) and
+    this layer's K and V of the tokens, each (N, kv_heads, head_dim).
     """
     eps = config.rms_norm_eps
     x = rms_norm(h, weights.input_norm, eps)
     q, k, v = _project_qkv(config, x, weights.qkv, terms)
     q = norm_and_rotate(q, weights.q_norm, eps, rope)
     k = norm_and_rotate(k, weights.k_norm, eps, rope)
-    attended = attend(q, k, v, segments, pasts)
-    h = h + linear(attended, weights.o, terms=terms.get("self_attn.o_proj", ()))
+    h = h + linear(attention(q, k, v), weights.o, terms=terms.get("self_attn.o_proj", ()))
     moe = config.moe_gen if tower == GENERATION else config.moe
     h = h + feed_forward(rms_norm(h, weights.post_norm, eps), weights.mlp, moe, terms)
     return h, k, v

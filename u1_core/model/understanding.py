@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from u1_core.model.attention import Segment
+from u1_core.model.attention import Segment, segmented
 from u1_core.model.config import UNDERSTANDING, VISION, U1Config
 from u1_core.model.layer import decoder_layer
 from u1_core.model.linear import TowerTerms
@@ -33,9 +33,8 @@ def understanding_pass(
     shape = (config.layers, len(h), config.kv_heads, config.head_dim)
     k_all, v_all = h.new_empty(shape), h.new_empty(shape)
     for index in range(config.layers):
-        layer_pasts = [past.layer(index) for past in pasts]
-        view = weights.layers[index]
-        h, k, v = decoder_layer(config, UNDERSTANDING, view, h, rope, segments, layer_pasts, terms.layers[index])
+        attention = segmented(segments, [past.layer(index) for past in pasts])
+        h, k, v = decoder_layer(config, UNDERSTANDING, weights.layers[index], h, rope, attention, terms.layers[index])
         k_all[index], v_all[index] = k, v
     return rms_norm(h, weights.norm, config.rms_norm_eps), k_all, v_all
 

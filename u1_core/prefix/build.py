@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from u1_core.model.attention import KeysValues, Segment
+from u1_core.model.attention import KeysValues, Segment, segmented
 from u1_core.model.config import UNDERSTANDING, U1Config
 from u1_core.model.layer import decoder_layer
 from u1_core.model.linear import TowerTerms
@@ -101,9 +101,8 @@ class _Group:
     def run_layer(
         self, config: U1Config, index: int, view: LayerWeights, pasts: list[KeysValues], terms: TowerTerms
     ) -> None:
-        self.h, k, v = decoder_layer(
-            config, UNDERSTANDING, view, self.h, self.rope, self.segments, pasts, terms.layers[index]
-        )
+        attention = segmented(self.segments, pasts)
+        self.h, k, v = decoder_layer(config, UNDERSTANDING, view, self.h, self.rope, attention, terms.layers[index])
         for piece, offset in zip(self.pieces, self.offsets, strict=True):
             rows = slice(offset, offset + len(piece))
             piece.chunk.k[index], piece.chunk.v[index] = k[rows], v[rows]
