@@ -1,21 +1,14 @@
 import pytest
 
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import KINDS
-from u1_core.lora.kinds import kinds_in_words, possible_kinds
+from u1_core.lora.kinds import KINDS, kinds_in_words, possible_kinds
 from u1_core.lora.plan import plan_lora
 
 
-class _Pair:
-    """A stand-in for a module's terms: only rank and alpha are looked at."""
-
-    def __init__(self, rank, alpha):
-        self.rank, self.alpha = rank, alpha
-
-
 def _kinds(config, spec, metadata=(), full=()):
-    modules = {module.path: _Pair(module.rank, module.alpha) for module in plan_lora(config, spec).modules}
-    return possible_kinds(modules, full, dict(metadata))
+    modules = plan_lora(config, spec).modules
+    names = [*(module.path for module in modules), *full]
+    return possible_kinds(names, [(module.rank, module.alpha) for module in modules], dict(metadata))
 
 
 def test_names_tell_kinds_apart(configs):
@@ -35,7 +28,7 @@ def test_metadata_tells_and_the_reason_is_given(configs):
     assert reason.startswith(
         "it is from a trainer that knows no U1.5 and it has language_model.model.layers.0.mlp_mot_gen"
     )
-    assert _kinds(configs["u1"], "attn")[1] == "the file does not say"
+    assert _kinds(configs["u1"], "attn")[1] == "nothing in it tells"
 
 
 def test_the_official_8_step_lora_of_u15_is_known(configs):

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from u1_core.errors import U1Error
+from u1_core.lora.kinds import KIND_NAMES, KINDS, kinds_in_words
 from u1_core.lora.plan import FINAL_NORM, LoraPlan
 from u1_core.model.config import FM_HEAD, GENERATION, LAYERS, UNDERSTANDING, U1Config, linear_modules, tensor_shapes
 from u1_core.model.linear import LowRank, TowerTerms
-
-KINDS = frozenset({"u1", "u1.5", "a3b"})
-KIND_NAMES = {"u1": "U1", "u1.5": "U1.5", "a3b": "A3B"}
 
 _LAYER_MODULE = re.compile(
     re.escape(LAYERS) + r"\.(?P<layer>\d+)\.(?P<block>self_attn\.[qkvo]_proj|mlp)(?:_mot_gen)?(?P<rest>\..+)?"
@@ -106,17 +104,21 @@ class Adapter:
         `live` asks for more: that they can be applied beside the base. What cannot can still be merged into it.
         """
         if config.kind not in self.kinds:
-            made_for = " or ".join(KIND_NAMES[kind] for kind in sorted(self.kinds))
             raise U1Error(
-                f"{self.name}: this LoRA is for {made_for} ({self.kind_reason}) and the model is "
+                f"{self.name}: this LoRA is for {kinds_in_words(self.kinds)} ({self.kind_reason}) and the model is "
                 f"{KIND_NAMES[config.kind]}; their weights were trained apart, so it cannot be used on it"
             )
         if problems := _misfits(config, self):
             shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
             raise U1Error(f"{self.name}: this LoRA does not fit the {KIND_NAMES[config.kind]} model: {shown}")
+        if live:
+            self.check_live()
+
+    def check_live(self) -> None:
+        """Raise U1Error if something in it can only be merged into the weights, not applied beside them."""
         unreachable = [path for path in self.modules if not _live_module(path)]
         unreachable += [name for name in self.full if not _live_full(name)]
-        if live and unreachable:
+        if unreachable:
             raise U1Error(
                 f"{self.name}: {unreachable[0]} cannot be changed beside the base model ({len(unreachable)} such "
                 "in all); write a merged model with `u1 lora merge` and use that"

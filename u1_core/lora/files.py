@@ -71,7 +71,8 @@ def read_lora(path: Path | str) -> LoraFile:
     elif full_file:
         notes.append(f"{full_file.name} is not beside it: the tensors that were trained whole are missing")
     try:
-        kinds, reason = possible_kinds(modules, full, header.metadata)
+        ranks_and_alphas = [(module.rank, module.alpha) for module in modules.values()]
+        kinds, reason = possible_kinds([*modules, *full], ranks_and_alphas, header.metadata)
     except U1Error as problem:
         raise U1Error(f"{path}: {problem}") from None
     source = (full_file or path).resolve() if full else None

@@ -3,12 +3,14 @@
 U1 and U1.5 share the names and shapes of all but the head, so a file without the head must say, or be known.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from u1_core.errors import U1Error, nearest
-from u1_core.lora.adapter import KIND_NAMES, KINDS, LoraModule
 from u1_core.model.config import FM_HEAD
+
+KIND_NAMES = {"u1": "U1", "u1.5": "U1.5", "a3b": "A3B"}
+KINDS = frozenset(KIND_NAMES)
 
 BASE_KIND = "u1.base_kind"
 """Metadata key of our own files: "u1", "u1.5" or "a3b"."""
@@ -23,10 +25,12 @@ class Evidence:
 
 
 def possible_kinds(
-    modules: Mapping[str, LoraModule], full: Iterable[str], metadata: Mapping[str, str]
+    names: Collection[str], ranks_and_alphas: Collection[tuple[int, float]], metadata: Mapping[str, str]
 ) -> tuple[frozenset[str], str]:
-    """(kinds it may be for, how that is known). Raises U1Error if the file contradicts itself."""
-    found = [*_from_metadata(metadata), *_from_names([*modules, *full]), *_from_known_files(modules, metadata)]
+    """(kinds it may be for, how that is known), from the names of its modules and full tensors, each module's rank and
+    alpha, and its metadata. Raises U1Error if the file contradicts itself.
+    """
+    found = [*_from_metadata(metadata), *_from_names(names), *_from_known_files(ranks_and_alphas, metadata)]
     kinds, reasons = KINDS, []
     for evidence in found:
         if not kinds & evidence.kinds:
@@ -34,7 +38,7 @@ def possible_kinds(
         if kinds - evidence.kinds:
             reasons.append(evidence.reason)
         kinds &= evidence.kinds
-    return kinds, " and ".join(reasons) or "the file does not say"
+    return kinds, " and ".join(reasons) or "nothing in it tells"
 
 
 def kinds_in_words(kinds: Iterable[str]) -> str:
@@ -51,9 +55,8 @@ def _from_metadata(metadata: Mapping[str, str]) -> Iterable[Evidence]:
         yield Evidence(frozenset({"u1", "a3b"}), "it is from a trainer that knows no U1.5")
 
 
-def _from_names(names: Iterable[str]) -> Iterable[Evidence]:
-    """The first of each: U1.5's head is convolutional, U1's and A3B's linear; only A3B has experts."""
-    names = list(names)
+def _from_names(names: Collection[str]) -> Iterable[Evidence]:
+    """U1.5's head is convolutional, U1's and A3B's linear; only A3B has experts."""
     signs = [
         (f"{FM_HEAD}.conv", {"u1.5"}, "which only U1.5 has"),
         (f"{FM_HEAD}.0", {"u1", "a3b"}, "which U1.5 does not have"),
@@ -68,9 +71,10 @@ def _from_names(names: Iterable[str]) -> Iterable[Evidence]:
             yield Evidence(frozenset(kinds), f"it has {name}, {words}")
 
 
-def _from_known_files(modules: Mapping[str, LoraModule], metadata: Mapping[str, str]) -> Iterable[Evidence]:
-    """The official 8-step LoRA of U1.5 has no head and names no model: rank 128, alpha 8, 294 modules."""
-    if metadata.get("tensor_kind", "neo_hf_lora") != "neo_hf_lora" or len(modules) != 294:
-        return
-    if all((module.rank, module.alpha) == (128, 8.0) for module in modules.values()):
+def _from_known_files(
+    ranks_and_alphas: Collection[tuple[int, float]], metadata: Mapping[str, str]
+) -> Iterable[Evidence]:
+    """The official 8-step LoRA of U1.5 has no head and names no model."""
+    right_tensor_kind = metadata.get("tensor_kind", "neo_hf_lora") == "neo_hf_lora"
+    if right_tensor_kind and len(ranks_and_alphas) == 294 and set(ranks_and_alphas) == {(128, 8.0)}:
         yield Evidence(frozenset({"u1.5"}), "294 modules of rank 128 and alpha 8 are U1.5's official 8-step LoRA")
