@@ -88,9 +88,9 @@ class Job:
         with self._changed:
             return [event for event in self._events if event.number > after]
 
-    def follow(self) -> Iterator[Event]:
-        """Each event as it comes, from the first that is kept to the one that ends the job."""
-        seen = 0
+    def follow(self, after: int = 0) -> Iterator[Event]:
+        """Each event as it comes, from the first kept after number `after` to the one that ends the job."""
+        seen = after
         while True:
             with self._changed:
                 # A wait without an end cannot be interrupted by Ctrl-C on Windows.

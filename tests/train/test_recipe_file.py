@@ -134,7 +134,7 @@ def test_texts_that_look_like_something_else_stay_texts():
 MISTAKES = {
     "train:\n  losstype: x0": "r.yaml line 2: train.losstype is not a setting; did you mean 'loss_type'?",
     "\nlr: 3": "r.yaml line 2: lr is not a setting; lr belongs under `train:`",
-    "train: {run_name: a}": "r.yaml line 1: train.run_name is not a setting; run_name belongs at the top, in no section",
+    "train: {run_name: a}": "train.run_name is not a setting; run_name belongs at the top, in no section",
     "trian: {}": "r.yaml line 1: trian is not a setting; did you mean 'train'?",
     "? [a]\n: b": "r.yaml line 1: a list is not a setting",
     "train:\n  lr: 1\n  lr: 2": "r.yaml line 3: train.lr is set twice; keep one of the two",

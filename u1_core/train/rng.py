@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, draw: int, sample: str, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose ("t", "noise", …) of one draw of the sample with that id."""
+def seed_for(seed: int, draw: int, sample: str, purpose: str) -> int:
+    """A 63-bit seed for one purpose ("t", "noise", …) of one draw of the sample with that id."""
     key = f"{seed}\n{draw}\n{sample}\n{purpose}".encode()
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, draw: int, sample: str, purpose: str) -> torch.Generator:
+    """A CPU generator from that seed."""
+    return torch.Generator().manual_seed(seed_for(seed, draw, sample, purpose))
 
 
 def sample_of_draw(seed: int, draw: int, count: int, shuffle: bool) -> int:

@@ -1,0 +1,153 @@
+"""`u1 train RECIPE.yaml`: one run, with its progress; Ctrl-C stops and saves."""
+
+import argparse
+import json
+import sys
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+from u1_core.cli.progress import ProgressLine
+from u1_core.errors import U1Error
+from u1_core.jobs import Event, Job
+from u1_core.session import Session
+from u1_core.train.loop import Outcome, train
+from u1_core.train.recipe import Recipe
+from u1_core.train.recipe_file import load_recipe
+from u1_core.train.run_folder import Saved
+from u1_core.weights.download import resolve_model
+
+STOPPED = 130
+PLAIN_LINES = 20
+"""Progress lines of a run where there is no terminal to rewrite one on."""
+RECENT = 50
+"""Steps that the shown loss and pace are means over."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="the run's recipe, a YAML file")
+    parser.add_argument("--model", help="model folder, .safetensors file, or the id of a fetched model")
+    parser.add_argument("--name", help="in place of the recipe's run_name")
+    parser.add_argument("--steps", type=int, help="in place of the recipe's train.steps")
+    parser.add_argument("--out", help="in place of the recipe's runtime.out_dir")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the recipe's runtime.device")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0 when the run is done, 130 when it was stopped. Raises U1Error."""
+    recipe = _with_options(load_recipe(args.recipe), args)
+    if not recipe.model:
+        raise U1Error(f"{args.recipe}: names no model; add a line `model: FOLDER` or give --model")
+    reading = ProgressLine("reading weights")
+    session = Session.open(resolve_model(recipe.model), recipe.runtime.device, on_progress=reading.bytes)
+    job = Job(lambda job: train(job, session, recipe)).start()
+    _watch(job, recipe)
+    if isinstance(job.error, U1Error):
+        raise job.error
+    if job.error:
+        print(job.traceback, file=sys.stderr)
+        return 1
+    _report(recipe, job.state, job.result, args.json)
+    return STOPPED if job.state == "stopped" else 0
+
+
+def _with_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line says in place of its own."""
+    runtime = replace(
+        recipe.runtime, out_dir=args.out or recipe.runtime.out_dir, device=args.device or recipe.runtime.device
+    )
+    steps = recipe.train.steps if args.steps is None else args.steps
+    return replace(
+        recipe,
+        run_name=args.name or recipe.run_name,
+        model=args.model or recipe.model,
+        train=replace(recipe.train, steps=steps),
+        runtime=runtime,
+    )
+
+
+def _watch(job: Job, recipe: Recipe) -> None:
+    """Show the job's events to its end. The first Ctrl-C asks it to stop, the second leaves it."""
+    show, seen, interrupted = _Progress(recipe), 0, False
+    while not job.ended:
+        try:
+            for event in job.follow(after=seen):
+                seen = event.number
+                show(event)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            show.line("stopping after this step; the weights are saved (Ctrl-C again: leave at once, without them)")
+            job.stop()
+
+
+class _Progress:
+    """Tells on standard error how far a run is: a line rewritten on a terminal, a few lines elsewhere."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._terminal = sys.stderr.isatty()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+
+    def __call__(self, event: Event) -> None:
+        data = event.data
+        if event.kind == "checking" and self._terminal:
+            self._rewrite(f"looking at pictures {data['done']}/{data['total']}")
+        elif event.kind == "prepared":
+            self.line(
+                f"{self._recipe.run_name}: {data['samples']} pictures, {data['trainable_parameters']:,} trainable "
+                f"parameters ({data['modules']} LoRA modules), prefix K/V {data['prefix_bytes'] / 1e6:.0f} MB, "
+                f"{data['device']}, {data['optimizer']}"
+            )
+        elif event.kind == "step":
+            self._step(data["step"], data["steps"], data["loss"], data["seconds"])
+        elif event.kind == "checkpoint":
+            self.line(f"saved {data['file']}")
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        print(f"\r\x1b[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+
+    def _step(self, step: int, steps: int, loss: float, seconds: float) -> None:
+        self._recent.append((loss, seconds))
+        loss, pace = (sum(values) / len(self._recent) for values in zip(*self._recent, strict=True))
+        text = f"step {step}/{steps}  loss {loss:.4f}  {pace:.2f} s a step  {_duration((steps - step) * pace)} left"
+        if self._terminal:
+            filled = 24 * step // steps
+            self._rewrite(f"[{'#' * filled}{'.' * (24 - filled)}] {text}")
+            if step == steps:
+                self.line(text)
+        elif step == steps or step % max(1, steps // PLAIN_LINES) == 0:
+            self.line(text)
+
+    def _rewrite(self, text: str) -> None:
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
+
+
+def _report(recipe: Recipe, state: str, outcome: Outcome | None, as_json: bool) -> None:
+    saved = outcome.saved if outcome else Saved(None, None)
+    if as_json:
+        facts = {
+            "state": state,
+            "run": str(outcome.folder) if outcome else None,
+            "steps": outcome.steps if outcome else 0,
+            "lora": str(saved.lora) if saved.lora else None,
+            "full": str(saved.full) if saved.full else None,
+        }
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    elif not outcome:
+        print("stopped before the first step; nothing was written")
+    else:
+        print(f"{state} after {outcome.steps} of {recipe.train.steps} steps: {outcome.folder}")
+        for what, path in (("LoRA", saved.lora), ("tensors trained whole", saved.full)):
+            if path:
+                print(f"  {what}: {path}")
+        trigger = f"{recipe.style.trigger}, …" if recipe.style.trigger else "…"
+        print(f'  use it: u1 sample "{trigger}" --model "{recipe.model}" --lora "{saved.loadable}"')

@@ -1,0 +1,91 @@
+"""The folder of a run: recipe, log, checkpoints, and at the end the results. Nothing in it is overwritten."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u1_core.errors import U1Error
+from u1_core.lora.adapter import Adapter
+from u1_core.lora.files import FULL_FILE, write_full, write_lora
+from u1_core.train.recipe import Recipe
+from u1_core.train.recipe_file import dump_recipe
+from u1_core.weights.write import replacing
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The files of one state of the weights: the LoRA, the tensors trained whole, or both."""
+
+    lora: Path | None
+    full: Path | None
+
+    @property
+    def loadable(self) -> Path:
+        """The file to give to `--lora`; it brings the other."""
+        return self.lora or self.full
+
+
+class RunFolder:
+    """`OUT_DIR/RUN_NAME`. Make one with `create`."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self._recipe = path, recipe
+        chosen = recipe.train.checkpoint_dir
+        self.checkpoints = Path(chosen) if chosen else path / "checkpoints"
+        self.log_path = path / "log.jsonl"
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> "RunFolder":
+        """Make the folder and put the recipe into it. Raises U1Error if there is one of that name already."""
+        path = free_run_path(recipe)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            free_run_path(recipe)
+        except OSError as problem:
+            raise U1Error(f"{path}: cannot be made ({problem.strerror or problem})") from None
+        run = cls(path, recipe)
+        with replacing(path / "recipe.yaml") as file:
+            file.write(dump_recipe(recipe).encode("utf-8"))
+        return run
+
+    def log(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append lines to log.jsonl."""
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self.log_path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(lines)
+
+    def save_checkpoint(self, adapter: Adapter, step: int) -> Saved:
+        """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""
+        return self._save(self.checkpoints / f"step_{step:06}", adapter, step)
+
+    def save_results(self, adapter: Adapter, step: int) -> Saved:
+        """The finished LoRA, as RUN_NAME.safetensors and .full.safetensors."""
+        return self._save(self.path / self._recipe.run_name, adapter, step)
+
+    def _save(self, stem: Path, adapter: Adapter, step: int) -> Saved:
+        metadata = {"u1.step": str(step), "u1.recipe": dump_recipe(self._recipe)}
+        if self._recipe.style.trigger:
+            metadata["modelspec.trigger_phrase"] = self._recipe.style.trigger
+        lora = full = None
+        if adapter.full:
+            full = stem.with_name(f"{stem.name}.full.safetensors")
+            (kind,) = adapter.kinds
+            write_full(full, adapter.full, kind, metadata)
+            metadata[FULL_FILE] = full.name
+        if adapter.modules:
+            lora = stem.with_name(f"{stem.name}.safetensors")
+            write_lora(lora, adapter, metadata)
+        return Saved(lora, full)
+
+
+def free_run_path(recipe: Recipe) -> Path:
+    """Where the run's folder is to be. Raises U1Error if something is there: a run is never overwritten."""
+    path = Path(recipe.runtime.out_dir).expanduser() / recipe.run_name
+    if path.exists():
+        raise U1Error(
+            f"{path}: a run of this name is there already; choose another run_name (--name) or runtime.out_dir (--out)"
+        )
+    return path
