@@ -103,21 +103,22 @@ def test_recomputed_gradients_equal_plain_ones(kind, tiny, close):
     parameters = [*factors, *trained.values()]
     z, past = noisy(model.config, batch=2), [prefix(9, 1), prefix(5, 2)]
 
-    def gradients(recompute: bool) -> tuple[torch.Tensor, ...]:
-        x_pred = generation_pass(model.config, weights, z, torch.tensor([0.2, 0.7]), past, terms, recompute)
+    def gradients(recompute: bool, keep_last: int = 0) -> tuple[torch.Tensor, ...]:
+        x_pred = generation_pass(model.config, weights, z, torch.tensor([0.2, 0.7]), past, terms, recompute, keep_last)
         return torch.autograd.grad(x_pred.square().mean(), parameters)
 
-    for plain, again in zip(gradients(False), gradients(True), strict=True):
+    for plain, again, partly in zip(gradients(False), gradients(True), gradients(True, keep_last=2), strict=True):
         assert plain.abs().sum() > 0
         assert close(again, plain)
+        assert close(partly, plain)
 
 
 def test_recompute_keeps_less_for_backward(tiny):
-    """Bytes that autograd saves: each layer's input alone, instead of all that is inside."""
+    """Bytes that autograd saves: each recomputed layer's input alone, instead of all that is inside."""
     model = tiny("u1")
     terms, _ = all_terms(model.config)
 
-    def saved_bytes(recompute: bool) -> int:
+    def saved_bytes(recompute: bool, keep_last: int = 0) -> int:
         sizes: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,12 +128,16 @@ def test_recompute_keeps_less_for_backward(tiny):
         z = torch.randn(1, 3, 16 * 8, 16 * 8)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             x_pred = generation_pass(
-                model.config, model.generation, z, torch.tensor([0.5]), [prefix(4, 1)], terms, recompute
+                model.config, model.generation, z, torch.tensor([0.5]), [prefix(4, 1)], terms, recompute, keep_last
             )
         assert x_pred.requires_grad
         return sum(sizes.values())
 
-    assert saved_bytes(True) < 0.5 * saved_bytes(False)
+    kept = [saved_bytes(True, keep_last) for keep_last in range(4)]
+    assert kept == sorted(kept)
+    assert kept[0] < 0.5 * kept[3]
+    assert kept[3] == saved_bytes(False)
+    assert kept[2] - kept[1] == pytest.approx((kept[3] - kept[0]) / 3, rel=0.05)
 
 
 def test_bf16_is_near_fp32(kind, tiny, close):

@@ -2,10 +2,9 @@ import pytest
 import torch
 
 from u1_core.model.attention import Segment
-from u1_core.model.config import LM_HEAD, UNDERSTANDING
-from u1_core.model.layer import decoder_layer, grid_positions
+from u1_core.model.config import LM_HEAD
+from u1_core.model.layer import grid_positions
 from u1_core.model.linear import LowRank, TowerTerms
-from u1_core.model.rope import rope_table
 from u1_core.model.understanding import embed_tokens, logits, understanding_pass
 from u1_core.model.views import KVChunk, PrefixKV
 
@@ -130,13 +129,3 @@ def test_grid_positions():
         [0, 0, 0, 1, 1, 1] * 2,
         [0, 1, 2, 0, 1, 2] * 2,
     ]
-
-
-def test_a_layer_gives_back_keys_after_norm_and_rope(tiny, slow, close):
-    model = tiny("u1")
-    h, positions, segments = text_and_picture(model)
-    rope = rope_table(model.config, positions)
-    _, k, v = decoder_layer(model.config, UNDERSTANDING, model.understanding.layers[0], h, rope, segments, (), {})
-    k_slow, v_slow = slow("u1").understand(h, positions)[1][0]
-    assert close(k, k_slow)
-    assert close(v, v_slow)
