@@ -95,7 +95,6 @@ def parse_size(text: str, token_pixels: int, official: Mapping[str, Size] = TEXT
         known = ", ".join(official)
         raise U1Error(
             f"size {text!r} is neither WIDTHxHEIGHT nor a ratio the model knows ({known}), alone or as in 1:1@1MP"
-            + nearest(ratio, official)
         )
     pixels = _parse_megapixels(amount, text) if at else math.prod(official["1:1"])
     return bucket_sizes(pixels, token_pixels, official)[ratio]
