@@ -246,7 +246,7 @@ def _check_edit(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Errors:
     expected = oracle.expected(name)
     yield from _check_noise(oracle, case, expected)
     pictures, limits = oracle.pictures(case), _input_limits(case)
-    drawn = edit(oracle.session, case["prompt"], pictures, _settings(case), input_limits=limits)
+    drawn = edit(oracle.session, case["prompt"], pictures, _settings(case), limits=limits)
     yield "image", relative_error(drawn.pictures, expected["image"])
 
 

@@ -77,8 +77,8 @@ def test_the_nearest_bucket_of_a_tiny_model():
 
 
 def test_an_edit_keeps_the_ratio_of_its_picture():
-    assert edit_size(1000, 1000, 32) == (2048, 2048)
-    assert edit_size(1920, 1080, 32) == (2752, 1536)  # the official rule rounds up from below
+    assert edit_size(1000, 1000, 32, 2048**2) == (2048, 2048)
+    assert edit_size(1920, 1080, 32, 2048**2) == (2752, 1536)  # the official rule rounds up from below
     assert edit_size(64, 48, 8, pixels=64 * 48) == (64, 48)
 
 
@@ -100,6 +100,7 @@ def test_sizes_in_words(text, size):
 
 def test_sizes_in_words_of_interleave():
     assert parse_size("16:9", 32, INTERLEAVE) == (2048, 1152)
+    assert parse_size("1:1", 16, pixels=144 * 16**2) == (192, 192)
     assert parse_size("16:9@1MP", 32, INTERLEAVE) == (1344, 768)
 
 

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from u1_core.data.buckets import edit_size
-
 from u1_core.cli.options import (
     Report,
     add_model_options,
@@ -16,6 +14,7 @@ from u1_core.cli.options import (
     stream_text,
 )
 from u1_core.cli.progress import ProgressLine
+from u1_core.data.buckets import edit_size, parse_size
 from u1_core.sample.edit import edit
 
 
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to change")
     parser.add_argument("pictures", type=Path, nargs="+", help="one to ten pictures")
     add_model_options(parser)
-    add_picture_options(parser, default_size=None)
+    add_picture_options(parser, default_size="the first picture's ratio at the model's own size")
     parser.add_argument("--image-cfg", type=float, default=1.0, help="guidance scale of the pictures (default 1)")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once, from one seed (default 1)")
     parser.add_argument("--think", action="store_true", help="let the model reason in words first")
@@ -33,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     pictures = open_pictures(args.pictures)
     session = open_session(args)
-    if args.size is None:
-        args.size = "{}x{}".format(*edit_size(*pictures[0].size, session.config.token_pixels))
-    settings = picture_settings(args, session, args.batch)
+    side, pixels = session.config.token_pixels, session.config.native_pixels
+    size = parse_size(args.size, side, pixels=pixels) if args.size else edit_size(*pictures[0].size, side, pixels)
+    settings = picture_settings(args, size, args.batch)
     report = Report(args, session, settings)
     drawing = ProgressLine("drawing")
     drawn = edit(

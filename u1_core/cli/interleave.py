@@ -14,6 +14,7 @@ from u1_core.cli.options import (
     stream_text,
 )
 from u1_core.cli.progress import ProgressLine
+from u1_core.data.buckets import INTERLEAVE, parse_size
 from u1_core.sample.interleave import MAX_TOKENS, interleave
 
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to tell")
     parser.add_argument("pictures", type=Path, nargs="*", help="pictures to start from")
     add_model_options(parser)
-    add_picture_options(parser, default_size="1536x1536")
+    add_picture_options(parser, default_size="1:1 at 9/16 of the model's own size, 1536x1536 for U1")
     parser.add_argument("--image-cfg", type=float, default=1.0, help="guidance scale of the pictures (default 1)")
     parser.add_argument("--think", action="store_true", help="let the model reason first, pictures included")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help=f"most text tokens (default {MAX_TOKENS})")
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     pictures = open_pictures(args.pictures)
     session = open_session(args)
-    settings = picture_settings(args, session)
+    pixels = session.config.native_pixels * 9 // 16
+    settings = picture_settings(args, parse_size(args.size or "1:1", session.config.token_pixels, INTERLEAVE, pixels))
     report = Report(args, session, settings)
     report.facts |= {"prompt": args.prompt, "pictures": list(map(str, args.pictures))}
     drawing, tell, text = ProgressLine("drawing"), stream_text(args.json), ""

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from u1_core.data.buckets import parse_size
-from u1_core.data.pictures import open_picture, save_png, to_images
-from u1_core.lora.files import parse_lora_argument, read_lora
 
 from u1_core import __version__
 from u1_core.cli.progress import ProgressLine
+from u1_core.data.pictures import open_picture, save_png, to_images
 from u1_core.errors import U1Error
+from u1_core.lora.files import parse_lora_argument, read_lora
 from u1_core.sample.guidance import NORMS, Guidance
 from u1_core.sample.settings import SampleSettings
 from u1_core.session import Session
@@ -33,12 +32,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
-def add_picture_options(parser: argparse.ArgumentParser, default_size: str | None) -> None:
-    """How pictures are drawn."""
-    size_help = "WIDTHxHEIGHT, or a ratio such as 16:9 or 1:1@1MP" + (
-        f" (default: {default_size})" * bool(default_size)
-    )
-    parser.add_argument("--size", default=default_size, help=size_help)
+def add_picture_options(parser: argparse.ArgumentParser, default_size: str) -> None:
+    """How pictures are drawn. `default_size` says in words what is drawn without --size."""
+    parser.add_argument("--size", help=f"WIDTHxHEIGHT, or a ratio such as 16:9 or 1:1@1MP (default: {default_size})")
     parser.add_argument("--steps", type=int, default=50, help="steps (default 50; 8 with the 8-step LoRA)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default 4; 1 with the 8-step LoRA)")
     parser.add_argument("--norm", default="none", help=f"guidance norm: {', '.join(NORMS)} (default none)")
@@ -66,11 +62,10 @@ def open_session(args: argparse.Namespace) -> Session:
     return session
 
 
-def picture_settings(args: argparse.Namespace, session: Session, batch: int = 1) -> SampleSettings:
-    """The settings that the options ask for. `args.size` must be given by now."""
-    width, height = parse_size(args.size, session.config.token_pixels)
+def picture_settings(args: argparse.Namespace, size: tuple[int, int], batch: int = 1) -> SampleSettings:
+    """The settings that the options ask for, at `size` (width, height)."""
     guidance = Guidance(args.cfg, getattr(args, "image_cfg", 1.0), args.norm, tuple(args.interval))
-    return SampleSettings(width, height, args.steps, args.shift, args.seed, batch, guidance=guidance)
+    return SampleSettings(*size, args.steps, args.shift, args.seed, batch, guidance=guidance)
 
 
 def open_pictures(paths: list[Path]) -> list[Any]:

@@ -48,8 +48,6 @@ INTERLEAVE = _with_transposes(
 )
 """The sizes of interleaved pictures, by ratio."""
 
-EDIT_PIXELS = 2048**2
-"""Pixels of an edited picture."""
 MEGAPIXEL = 1024**2
 """What "1MP" means: 1024x1024."""
 
@@ -76,15 +74,18 @@ def bucket_for(width: int, height: int, max_pixels: int, token_pixels: int) -> S
     return min(sizes, key=lambda size: abs(math.log(size[0] * height / (size[1] * width))))
 
 
-def edit_size(width: int, height: int, token_pixels: int, pixels: int = EDIT_PIXELS) -> Size:
+def edit_size(width: int, height: int, token_pixels: int, pixels: int) -> Size:
     """The size of an edited picture: the ratio of the first input picture at an area of about `pixels`."""
     rows, columns = smart_resize(height, width, token_pixels, pixels, pixels)
     return columns, rows
 
 
-def parse_size(text: str, token_pixels: int, official: Mapping[str, Size] = TEXT_TO_IMAGE) -> Size:
+def parse_size(
+    text: str, token_pixels: int, official: Mapping[str, Size] = TEXT_TO_IMAGE, pixels: int | None = None
+) -> Size:
     """Read "2048x1536", an official ratio as in "16:9", or one at a budget as in "1:1@1MP" (1MP is 1024x1024 pixels).
 
+    A ratio alone is at `pixels`, or else at its official size.
     Raises U1Error with the nearest valid size if the sides are not whole tokens, and for anything else.
     """
     plain = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
@@ -96,8 +97,8 @@ def parse_size(text: str, token_pixels: int, official: Mapping[str, Size] = TEXT
         raise U1Error(
             f"size {text!r} is neither WIDTHxHEIGHT nor a ratio the model knows ({known}), alone or as in 1:1@1MP"
         )
-    pixels = _parse_megapixels(amount, text) if at else math.prod(official["1:1"])
-    return bucket_sizes(pixels, token_pixels, official)[ratio]
+    budget = _parse_megapixels(amount, text) if at else pixels or math.prod(official["1:1"])
+    return bucket_sizes(budget, token_pixels, official)[ratio]
 
 
 def fit_crop(image: Image.Image, width: int, height: int, mode: str = "crop") -> Image.Image:

@@ -71,6 +71,8 @@ class U1Config:
     noise_scale_max: float
     noise_scale_embedding: bool
     t_eps: float
+    native_tokens: int
+    """Tokens of a picture at the size the model is made for: 4096 in the released ones, 2048 x 2048 pixels."""
     moe: MoeConfig | None = None
     moe_gen: MoeConfig | None = None
     dense_layers: frozenset[int] = frozenset()
@@ -97,6 +99,11 @@ class U1Config:
     def kv_token_bytes(self) -> int:
         """Bytes of one token's K and V over all layers, at two bytes a number."""
         return self.layers * 2 * self.kv_heads * self.head_dim * 2
+
+    @property
+    def native_pixels(self) -> int:
+        """Pixels of a picture at the size the model is made for."""
+        return self.native_tokens * self.token_pixels**2
 
     def noise_scale_for(self, tokens: int) -> float:
         """Standard deviation of the noise for a picture of `tokens` tokens (U1_FACTS, "Flow")."""
@@ -160,6 +167,7 @@ class U1Config:
             noise_scale_max=_number(raw, "noise_scale_max_value", float, 8.0),
             noise_scale_embedding=bool(raw.get("add_noise_scale_embedding", True)),
             t_eps=_number(raw, "t_eps", float, 0.05),
+            native_tokens=_number(raw, "max_image_seq_len", int, 4096),
             **_moe_fields(llm),
         )
         config._check()

@@ -7,6 +7,7 @@ from PIL import Image
 
 from u1_core.data.pictures import understanding_patches
 from u1_core.errors import U1Error
+from u1_core.model.config import U1Config
 from u1_core.sample.branches import Drawn, draw_prompt
 from u1_core.sample.euler import OnStep
 from u1_core.sample.guidance import Branch
@@ -17,20 +18,21 @@ from u1_core.text import prompts
 from u1_core.text.sequence import PicturePatches
 
 MAX_PICTURES = 10
-MIN_INPUT_PIXELS = 512**2
 
 
-def max_input_pixels(pictures: int) -> int:
-    """The most pixels each of that many input pictures may keep: 2048², and 4096² for all together."""
-    return min(2048**2, 4096**2 // max(1, pictures))
+def input_limits(config: U1Config, pictures: int) -> tuple[int, int]:
+    """Fewest and most pixels that each of that many input pictures keeps.
+
+    In the released models 512² and 2048², with 4096² for all of them together.
+    """
+    return config.native_pixels // 16, min(config.native_pixels, 4 * config.native_pixels // max(1, pictures))
 
 
 def input_patches(
-    session: Session, pictures: Sequence[Image.Image], limits: tuple[int, int] | None = None
+    config: U1Config, pictures: Sequence[Image.Image], limits: tuple[int, int]
 ) -> tuple[PicturePatches, ...]:
     """Input pictures as the understanding tower sees them, resized into `limits` (fewest, most pixels)."""
-    least, most = limits or (MIN_INPUT_PIXELS, max_input_pixels(len(pictures)))
-    return tuple(understanding_patches(picture, session.config, least, most) for picture in pictures)
+    return tuple(understanding_patches(picture, config, *limits) for picture in pictures)
 
 
 def edit(
@@ -39,16 +41,16 @@ def edit(
     pictures: Sequence[Image.Image],
     settings: SampleSettings,
     think: bool = False,
-    input_limits: tuple[int, int] | None = None,
+    limits: tuple[int, int] | None = None,
     on_step: OnStep | None = None,
     on_text: OnText | None = None,
 ) -> Drawn:
-    """Draw what `prompt` makes of `pictures`. `input_limits` overrides how many pixels the inputs keep."""
+    """Draw what `prompt` makes of `pictures`. `limits` overrides how many pixels the inputs keep."""
     if not 1 <= len(pictures) <= MAX_PICTURES:
         raise U1Error(f"edit takes 1 to {MAX_PICTURES} pictures, not {len(pictures)}")
     settings = replace(settings, guidance=replace(settings.guidance, pictures=True))
     settings.check(session.config)
-    patches = input_patches(session, pictures, input_limits)
+    patches = input_patches(session.config, pictures, limits or input_limits(session.config, len(pictures)))
     queries = {
         Branch.CONDITIONAL: (prompts.edit(prompt, len(pictures), think), patches),
         Branch.TEXT_FREE: (prompts.edit_text_free(len(pictures)), patches),

@@ -10,7 +10,7 @@ from u1_core.data.pictures import generated_patches
 from u1_core.model.understanding import embed_picture
 from u1_core.prefix.decode import GrowingPrefix
 from u1_core.sample.branches import build_branches, draw
-from u1_core.sample.edit import input_patches
+from u1_core.sample.edit import input_limits, input_patches
 from u1_core.sample.euler import OnStep
 from u1_core.sample.guidance import Branch
 from u1_core.sample.settings import SampleSettings
@@ -31,7 +31,7 @@ def interleave(
     think: bool = False,
     system: str = prompts.SYSTEM_INTERLEAVE,
     max_tokens: int = MAX_TOKENS,
-    input_limits: tuple[int, int] | None = None,
+    limits: tuple[int, int] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[str | Tensor]:
     """Yield text as it is said and each picture (1, 3, H, W) in [-1, 1] as it is drawn, at most ten.
@@ -41,7 +41,7 @@ def interleave(
     """
     settings = replace(settings, batch=1, guidance=replace(settings.guidance, pictures=True))
     settings.check(session.config)
-    patches = input_patches(session, pictures, input_limits)
+    patches = input_patches(session.config, pictures, limits or input_limits(session.config, len(pictures)))
     queries = {
         Branch.CONDITIONAL: (prompts.interleave(prompt, len(pictures), system, think), patches),
         Branch.TEXT_FREE: (prompts.interleave_text_free(len(pictures)), patches),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from u1_core.model.config import U1Config
 from u1_core.sample.edit import input_patches
 from u1_core.session import Session
 from u1_core.text import prompts
@@ -11,8 +12,10 @@ from u1_core.text.sequence import build_sequence
 from u1_core.text.tokenizer import TextStream
 from u1_core.understand.decode import GREEDY, TextSettings, say
 
-INPUT_LIMITS = (256**2, 2048**2)
-"""Fewest and most pixels of a picture that is asked about."""
+
+def input_limits(config: U1Config) -> tuple[int, int]:
+    """Fewest and most pixels of a picture that is asked about: 256² and 2048² in the released models."""
+    return config.native_pixels // 64, config.native_pixels
 
 
 def ask(
@@ -21,11 +24,11 @@ def ask(
     pictures: Sequence[Image.Image] = (),
     history: Sequence[tuple[str, str]] = (),
     settings: TextSettings = GREEDY,
-    input_limits: tuple[int, int] = INPUT_LIMITS,
+    limits: tuple[int, int] | None = None,
 ) -> Iterator[str]:
     """Yield the answer as it is said. `history` holds the (question, answer) pairs before; the pictures' marks may
     stand in any of the questions."""
-    patches = input_patches(session, pictures, input_limits)
+    patches = input_patches(session.config, pictures, limits or input_limits(session.config))
     query = prompts.ask(question, len(pictures), history)
     sequence = build_sequence(session.tokenizer, query, patches, merge=session.config.merge)
     stream = TextStream(session.tokenizer, skip_special=True)
