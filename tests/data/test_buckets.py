@@ -104,6 +104,11 @@ def test_sizes_in_words_of_interleave():
     assert parse_size("16:9@1MP", 32, INTERLEAVE) == (1344, 768)
 
 
+def test_a_ratio_alone_is_at_the_models_own_size():
+    assert parse_size("4:3", 8, pixels=64 * 48) == (64, 48)
+    assert parse_size("1:1@1MP", 8, pixels=64 * 48) == (1024, 1024)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
