@@ -17,7 +17,8 @@ from u1_core.weights.store import load_generation, load_understanding
 from u1_core.weights.tiny import KINDS, TINY_HEAD_WIDTH, tiny_config, write_tiny_model
 
 SHARED = Path(os.environ.get("U1_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-ORACLE_KINDS = ("dense", "moe", "u15")
+# Everything here is tiny: more threads would only wait for each other, several times as long as the work takes.
+torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
