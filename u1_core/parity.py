@@ -5,6 +5,7 @@ official code computed, in fp32. A case's kind is told by how its name begins.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from u1_core.data.pictures import understanding_patches
+from u1_core.data.pictures import open_picture, understanding_patches
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.lora.files import read_lora
@@ -81,11 +83,7 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = folder / "manifest.json"
-        try:
-            self.cases: dict[str, dict[str, Any]] = json.loads(manifest.read_text(encoding="utf-8"))["cases"]
-        except (OSError, ValueError, KeyError) as problem:
-            raise U1Error(f"{manifest}: not the manifest of a parity folder ({problem})") from None
+        self.cases = _read_cases(folder / "manifest.json")
         self.session = Session.open(folder / "model", device="cpu", dtype="fp32")
 
     def expected(self, name: str) -> dict[str, Tensor]:
@@ -93,7 +91,10 @@ class Oracle:
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise U1Error(f"{path}: the case is in the manifest, but its tensors are missing")
-        return load_file(path)
+        try:
+            return _Named(str(path), load_file(path))
+        except (SafetensorError, OSError) as problem:
+            raise U1Error(f"{path}: cannot be read ({problem})") from None
 
     def prefix(self, name: str) -> PrefixKV:
         """The K/V of a prefix case, as we compute it."""
@@ -103,7 +104,7 @@ class Oracle:
         return build_sequence(self.session.tokenizer, self.cases[name]["query"])
 
     def pictures(self, case: Mapping[str, Any]) -> list[Image.Image]:
-        return [Image.open(self.folder / name) for name in case["images"]]
+        return [open_picture(self.folder / name) for name in case["images"]]
 
     def lora(self, case: Mapping[str, Any]) -> Adapter:
         return read_lora(self.folder / case["lora"]).adapter
@@ -130,6 +131,29 @@ class Oracle:
         return to_patches(x, size).unflatten(-1, (3, size, size)).movedim(3, -1).flatten(-3).flatten(1, 2)
 
 
+class _Named(dict[str, Any]):
+    """What a file holds by name: asking for something that it lacks is a fault of the file."""
+
+    def __init__(self, where: str, items: Mapping[str, Any]) -> None:
+        super().__init__(items)
+        self._where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise U1Error(f"{self._where}: there is no {key!r}, which the case needs")
+
+
+def _read_cases(manifest: Path) -> _Named:
+    """The cases of a manifest by name, each with its settings. Raises U1Error if it is none, or has none."""
+    try:
+        cases = json.loads(manifest.read_text(encoding="utf-8"))["cases"]
+        named = {name: _Named(f"{manifest}: {name}", case) for name, case in cases.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise U1Error(f"{manifest}: not the manifest of a parity folder ({problem})") from None
+    if not named:
+        raise U1Error(f"{manifest}: has no cases, so there is nothing to compare")
+    return _Named(str(manifest), named)
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """|ours - theirs| / |theirs|, in fp64; infinite if the shapes differ or ours is not finite."""
     if ours.shape != theirs.shape or not ours.isfinite().all():
@@ -142,7 +166,7 @@ def _judge(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Verdict:
     for prefix, (check, tolerance) in CHECKS.items():
         if name.startswith(prefix):
             errors = dict(check(oracle, name, case))
-            at = max(errors, key=errors.__getitem__)
+            at = max(errors, key=lambda key: (math.isnan(errors[key]), errors[key]))
             return Verdict(name, errors[at], tolerance, at, UNMERGED if oracle.lora_missing_from(name, case) else "")
     raise U1Error(f"{oracle.folder}: case {name!r} is of no known kind ({', '.join(CHECKS)})")
 
@@ -275,7 +299,7 @@ def _check_interleave(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Err
 @torch.no_grad()
 def _check_vision(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Errors:
     session, expected = oracle.session, oracle.expected(name)
-    picture = understanding_patches(Image.open(oracle.folder / case["image"]), session.config, *_input_limits(case))
+    picture = understanding_patches(open_picture(oracle.folder / case["image"]), session.config, *_input_limits(case))
     yield "grid_hw", _equal(list(picture.grid), expected["grid_hw"][0].tolist())
     yield "pixel_patches", relative_error(picture.patches, expected["pixel_patches"])
     tokens = embed_picture(session.config, session.understanding, picture.patches.unflatten(0, picture.grid))
@@ -285,7 +309,7 @@ def _check_vision(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Errors:
 @torch.no_grad()
 def _check_understand(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Errors:
     session, expected = oracle.session, oracle.expected(name)
-    picture = understanding_patches(Image.open(oracle.folder / case["image"]), session.config, *_input_limits(case))
+    picture = understanding_patches(open_picture(oracle.folder / case["image"]), session.config, *_input_limits(case))
     sequence = build_sequence(
         session.tokenizer, prompts.ask(case["question"], 1), (picture,), merge=session.config.merge
     )

@@ -61,12 +61,14 @@ class Session:
         return Tokenizer.from_folder(self.snapshot.folder)
 
     @cached_property
+    @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def understanding(self) -> Understanding:
         """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used."""
         resident = self._room_for(UNDERSTANDING, GENERATION)
         return load_understanding(self.snapshot, self.device, self.dtype, resident, self._on_progress)
 
     @cached_property
+    @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
         """The generation tower as the checkpoint has it: on the device if it fits there."""
         resident = self._room_for(GENERATION)

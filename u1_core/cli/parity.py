@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,5 +34,5 @@ def _print(verdict: Verdict) -> None:
 
 def _row(verdict: Verdict) -> dict[str, object]:
     # JSON has no infinity: a wrong token or text is an error of null.
-    error = verdict.error if verdict.error != float("inf") else None
+    error = verdict.error if math.isfinite(verdict.error) else None
     return asdict(verdict) | {"error": error, "passed": verdict.passed}

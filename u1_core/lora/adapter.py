@@ -41,7 +41,7 @@ class LoraModule:
 
     def delta(self) -> Tensor:
         """alpha / rank * up @ down, in fp32: (out_features, in_features)."""
-        return self.scale * (self.up.float() @ self.down.float())
+        return (self.up.float() @ self.down.float()).mul_(self.scale)
 
 
 @dataclass

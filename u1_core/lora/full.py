@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from u1_core.errors import U1Error
@@ -26,9 +27,14 @@ def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generati
         if adapter.strength == 0:
             continue
         for name, full in adapter.full.items():
-            original = originals[name].float()
-            moved = adapter.strength * (full.to(original.device).float() - original)
-            changed[name] = changed.get(name, original) + moved
+            changed[name] = toward_full(changed.get(name), originals[name], full, adapter.strength)
     changed = {name: tensor.to(originals[name].dtype) for name, tensor in changed.items()}
     norm = changed.pop(FINAL_NORM, base.norm)
     return replace(base, norm=norm, modules={**base.modules, **changed})
+
+
+def toward_full(so_far: Tensor | None, base: Tensor, full: Tensor, strength: float) -> Tensor:
+    """`so_far` + strength * (full - base), in fp32; from `base` where `so_far` is None, and then `full` at strength 1."""
+    base, full = base.float(), full.to(base.device).float()
+    # lerp gives its end itself at weight 1; a sum would come back to it only up to rounding.
+    return torch.lerp(base, full, strength) if so_far is None else so_far + strength * (full - base)

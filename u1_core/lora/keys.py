@@ -12,6 +12,8 @@ PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "
 _SIDES = {"lora_down": "down", "lora_A": "down", "lora_up": "up", "lora_B": "up"}
 # PEFT may put the adapter's name between: `….lora_A.default.weight`.
 _TERM = re.compile(r"(?P<module>.+)\.(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
+# The weight under a LoRA, as the reference trainer (`.base`) and PEFT (`.base_layer`) name it when it is trained too.
+_WRAPPED = re.compile(r"\.base(?:_layer)?(\.(?:weight|bias))$")
 _UNDERSCORED = (
     (
         re.compile(r"language_model_model_layers_(\d+)_self_attn_([qkvo]_proj(?:_mot_gen)?)"),
@@ -53,7 +55,7 @@ def parse_key(key: str) -> LoraKey | None:
     if rest.endswith(".alpha"):
         return _in_model(rest.removesuffix(".alpha"), "alpha", prefix)
     if rest.endswith((".weight", ".bias")) and prefix != "lora_unet_":
-        return _in_model(rest, "full", prefix)
+        return _in_model(_WRAPPED.sub(r"\1", rest), "full", prefix)
     return None
 
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
+from u1_core.lora.full import toward_full
 from u1_core.lora.kinds import BASE_KIND
 from u1_core.weights.download import SOURCE_FILE
+from u1_core.weights.header import TensorEntry
 from u1_core.weights.snapshot import INDEX, PICKLES, Snapshot
 from u1_core.weights.write import SHARD_BYTES, SafetensorsWriter
 
@@ -23,6 +26,7 @@ _MODEL_FILES = ("config.json", "generation_config.json", "vocab.json", "merges.t
 _MODEL_FILES += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
+@torch.no_grad()
 def merge_loras(
     snapshot: Snapshot,
     adapters: Sequence[Adapter],
@@ -49,7 +53,7 @@ def merge_loras(
     with SafetensorsWriter(out, specs, metadata, shard_bytes) as writer:
         _copy_other_files(snapshot, writer.folder)
         for name, entry in entries.items():
-            base = snapshot.read(name)
+            base = _read_apart(entry)
             tensor = merged_tensor(name, base, adapters)
             changed += tensor is not base
             writer.write(name, _rounded(name, tensor, dtype or entry.dtype))
@@ -66,15 +70,25 @@ def merged_tensor(name: str, base: Tensor, adapters: Sequence[Adapter]) -> Tenso
         if not adapter.strength:
             continue
         if name in adapter.full:
-            weight = weight.float() + adapter.strength * (adapter.full[name].float() - base.float())
+            so_far = None if weight is base else weight
+            weight = toward_full(so_far, base, adapter.full[name], adapter.strength)
         if name.endswith(".weight") and module_path in adapter.modules:
-            weight = weight.float() + adapter.strength * adapter.modules[module_path].delta()
+            weight = adapter.modules[module_path].delta().mul_(adapter.strength).add_(weight)
     return weight
+
+
+def _read_apart(entry: TensorEntry) -> Tensor:
+    """One tensor through a mapping of its own, so that the pages read go when the tensor does."""
+    try:
+        with safe_open(str(entry.file), framework="pt", device="cpu") as file:
+            return file.get_tensor(entry.key)
+    except (SafetensorError, OSError) as problem:
+        raise U1Error(f"{entry.file}: cannot read {entry.key} ({problem})") from None
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = tensor.to(dtype)
-    if not rounded.isfinite().all():
+    if rounded is not tensor and not rounded.isfinite().all():
         raise U1Error(f"merging: {name} does not fit into {str(dtype).removeprefix('torch.')}; choose another --dtype")
     return rounded
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from u1_core.data.pictures import understanding_patches
+from u1_core.data.pictures import smart_resize, understanding_patches
 from u1_core.errors import U1Error
 from u1_core.model.config import U1Config
 from u1_core.sample.branches import Drawn, draw_prompt
@@ -35,6 +35,19 @@ def input_patches(
     return tuple(understanding_patches(picture, config, *limits) for picture in pictures)
 
 
+def at_full_budget(config: U1Config, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Input pictures scaled, up too, to all the pixels that an edit can read: small ones make blurred edits.
+
+    As the released editing script does: the model's own size for each of two, twice that shared by more.
+    """
+    pixels = min(config.native_pixels, 2 * config.native_pixels // len(pictures))
+    scaled = []
+    for picture in pictures:
+        height, width = smart_resize(picture.height, picture.width, config.token_pixels, pixels, pixels)
+        scaled.append(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return scaled
+
+
 def edit(
     session: Session,
     prompt: str,
@@ -45,12 +58,15 @@ def edit(
     on_step: OnStep | None = None,
     on_text: OnText | None = None,
 ) -> Drawn:
-    """Draw what `prompt` makes of `pictures`. `limits` overrides how many pixels the inputs keep."""
+    """Draw what `prompt` makes of `pictures`. The inputs are scaled to `at_full_budget` first; with
+    `limits` (fewest, most pixels) they are only brought within these."""
     if not 1 <= len(pictures) <= MAX_PICTURES:
         raise U1Error(f"edit takes 1 to {MAX_PICTURES} pictures, not {len(pictures)}")
     settings = replace(settings, guidance=replace(settings.guidance, pictures=True))
     settings.check(session.config)
-    patches = input_patches(session.config, pictures, limits or input_limits(session.config, len(pictures)))
+    if limits is None:
+        pictures, limits = at_full_budget(session.config, pictures), input_limits(session.config, len(pictures))
+    patches = input_patches(session.config, pictures, limits)
     queries = {
         Branch.CONDITIONAL: (prompts.edit(prompt, len(pictures), think), patches),
         Branch.TEXT_FREE: (prompts.edit_text_free(len(pictures)), patches),

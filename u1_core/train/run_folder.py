@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import FULL_FILE, write_full, write_lora
-from u1_core.train.recipe import Recipe
+from u1_core.train.recipe import Data, Recipe, Runtime
 from u1_core.train.recipe_file import dump_recipe
 from u1_core.weights.write import replacing
 
@@ -66,7 +66,7 @@ class RunFolder:
         return self._save(self.path / self._recipe.run_name, adapter, step)
 
     def _save(self, stem: Path, adapter: Adapter, step: int) -> Saved:
-        metadata = {"u1.step": str(step), "u1.recipe": dump_recipe(self._recipe)}
+        metadata = {"u1.step": str(step), "u1.recipe": dump_recipe(without_paths(self._recipe))}
         if self._recipe.style.trigger:
             metadata["modelspec.trigger_phrase"] = self._recipe.style.trigger
         lora = full = None
@@ -86,6 +86,20 @@ def free_run_path(recipe: Recipe) -> Path:
     path = Path(recipe.runtime.out_dir).expanduser() / recipe.run_name
     if path.exists():
         raise U1Error(
-            f"{path}: a run of this name is there already; choose another run_name (--name) or runtime.out_dir (--out)"
+            f"{path}: there is a run of this name already; choose another run_name (--name) or folder (--out)"
         )
     return path
+
+
+def without_paths(recipe: Recipe) -> Recipe:
+    """What `recipe` says of the training and nothing of this machine, to go into files that people pass on."""
+    upstream = recipe.runtime.upstream_lora_path
+    return replace(
+        recipe,
+        model=None,
+        data=replace(recipe.data, data_dir=Data.data_dir),
+        train=replace(recipe.train, checkpoint_dir=None),
+        runtime=Runtime(
+            upstream_lora_path=upstream and Path(upstream).name, upstream_lora_skip=recipe.runtime.upstream_lora_skip
+        ),
+    )
