@@ -41,3 +41,10 @@ def test_the_same_file_twice_is_refused():
     twice = [Adapter({}, full=full, full_source=Path("style.full.safetensors")) for _ in range(2)]
     with pytest.raises(U1Error, match=r"style\.full\.safetensors: is used twice"):
         with_full_tensors(_base(), twice)
+
+
+def test_strength_one_gives_the_trained_tensor_itself():
+    generator = torch.Generator().manual_seed(0)
+    base, trained = (torch.randn(1000, generator=generator) for _ in range(2))
+    weights = Generation(layers=(), norm=base, modules={})
+    assert torch.equal(with_full_tensors(weights, [Adapter({}, full={FINAL_NORM: trained})]).norm, trained)

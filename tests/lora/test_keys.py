@@ -20,6 +20,8 @@ Q = "language_model.model.layers.3.self_attn.q_proj_mot_gen"
         (f"base_model.model.{Q}.lora_B.default.weight", "up", "base_model.model.", "lora_A/lora_B"),
         (f"base_model.model.diffusion_model.{Q}.lora_B", "up", "base_model.model.diffusion_model.", "lora_A/lora_B"),
         (f"{Q}.weight", "full", "", ""),
+        (f"{Q}.base.weight", "full", "", ""),
+        (f"base_model.model.{Q}.base_layer.weight", "full", "base_model.model.", ""),
         (f"diffusion_model.{Q}.weight", "full", "diffusion_model.", ""),
     ],
 )

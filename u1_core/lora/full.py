@@ -18,9 +18,7 @@ def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generati
 
     The sum is fp32 and rounded once to the base's dtype. Raises U1Error if two adapters brought the same file.
     """
-    sources = [adapter.full_source for adapter in adapters if adapter.full_source]
-    if twice := [source for source, count in Counter(sources).items() if count > 1]:
-        raise U1Error(f"{twice[0]}: is used twice; a LoRA brings its fully trained tensors along, so name it alone")
+    refuse_twice(adapters)
     originals = {**base.modules, FINAL_NORM: base.norm}
     changed: dict[str, Tensor] = {}
     for adapter in adapters:
@@ -33,8 +31,15 @@ def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generati
     return replace(base, norm=norm, modules={**base.modules, **changed})
 
 
+def refuse_twice(adapters: Sequence[Adapter]) -> None:
+    """Raise U1Error if two adapters brought fully trained tensors from the same file."""
+    sources = [adapter.full_source for adapter in adapters if adapter.full_source]
+    if twice := [source for source, count in Counter(sources).items() if count > 1]:
+        raise U1Error(f"{twice[0]}: is used twice; a LoRA brings its fully trained tensors along, so name it alone")
+
+
 def toward_full(so_far: Tensor | None, base: Tensor, full: Tensor, strength: float) -> Tensor:
-    """`so_far` + strength * (full - base), in fp32; from `base` where `so_far` is None, and then `full` at strength 1."""
+    """`so_far`, or `base` where that is None, plus strength * (full - base), in fp32."""
     base, full = base.float(), full.to(base.device).float()
-    # lerp gives its end itself at weight 1; a sum would come back to it only up to rounding.
+    # At strength 1 lerp gives `full` itself; a sum would come back to it only up to rounding.
     return torch.lerp(base, full, strength) if so_far is None else so_far + strength * (full - base)

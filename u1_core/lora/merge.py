@@ -11,7 +11,7 @@ from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
-from u1_core.lora.full import toward_full
+from u1_core.lora.full import refuse_twice, toward_full
 from u1_core.lora.kinds import BASE_KIND
 from u1_core.weights.download import SOURCE_FILE
 from u1_core.weights.header import TensorEntry
@@ -42,6 +42,7 @@ def merge_loras(
     the like are copied. `progress` is called with (bytes done, bytes in all). Raises U1Error for a LoRA that does not
     fit, and for a folder that has anything in it; `out` appears only when it is whole.
     """
+    refuse_twice(adapters)
     for adapter in adapters:
         adapter.check(snapshot.config, live=False)
     # In the order in which they lie on disk, so that it is read straight through.
