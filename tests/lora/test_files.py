@@ -220,6 +220,7 @@ def _broken(adapter):
         f"{Q0} has rank 4 in down but 3 in up": good | {f"{Q0}.lora_up.weight": torch.ones(64, 3)},
         "only matrices are known": good | {f"{Q0}.lora_up.weight": torch.ones(64, 4, 1)},
         f"{Q0} is I32 and F32": good | {f"{Q0}.lora_down.weight": torch.ones(4, 32, dtype=torch.int32)},
+        f"{Q0} is F8_E4M3 and F32": good | {f"{Q0}.lora_down.weight": torch.ones(4, 32).to(torch.float8_e4m3fn)},
         f"{Q0}.lora_up.weight has numbers that are not finite": good | {f"{Q0}.lora_up.weight": nan},
         f"{Q0}.alpha is 0.0": good | {f"{Q0}.alpha": torch.tensor(0.0)},
         f"{Q0}.alpha is [2.0, 2.0]": good | {f"{Q0}.alpha": torch.tensor([2.0, 2.0])},
@@ -263,6 +264,14 @@ def test_metadata_that_points_elsewhere_is_refused(tmp_path, filled):
     for name in ("../other.safetensors", "", "x.safetensors"):
         with pytest.raises(U1Error, match="expected the name of another file beside it"):
             read_lora(_saved(tmp_path, _tensors(filled("u1")), {FULL_FILE: name}))
+
+
+def test_a_file_of_full_tensors_holds_nothing_else(tmp_path, filled):
+    for name, other in (("a", "b"), ("b", "a")):
+        metadata = {FULL_FILE: f"{other}.safetensors"}
+        _saved(tmp_path, _tensors(filled("u1")), metadata, name=f"{name}.safetensors")
+    with pytest.raises(U1Error, match=r"b\.safetensors: .*lora_down\.weight.* should not be here"):
+        read_lora(tmp_path / "a.safetensors")
 
 
 def test_metadata_says_how_the_file_is_named(tmp_path, filled):

@@ -66,7 +66,7 @@ def read_lora(path: Path | str) -> LoraFile:
     _refuse_checkpoint(path, modules, full)
     full_file = _full_file(path, header.metadata)
     if full_file and full_file.is_file():
-        full |= read_lora(full_file).adapter.full
+        full |= _read_full(full_file)
         notes.append(f"its {len(full)} tensors trained whole are in {full_file.name}")
     elif full_file:
         notes.append(f"{full_file.name} is not beside it: the tensors that were trained whole are missing")
@@ -192,11 +192,22 @@ def _read_tensors(header: Header) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as problem:
         raise U1Error(f"{header.path}: cannot be read ({problem})") from None
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.dtype in FLOATS and not tensor.isfinite().all():
             raise U1Error(
                 f"{header.path}: {name} has numbers that are not finite; the file is damaged or its run diverged"
             )
     return tensors
+
+
+def _read_full(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `write_full` made, by checkpoint name."""
+    header = _open_header(path)
+    keys, tensors = _parse_keys(header), _read_tensors(header)
+    if terms := [name for name, key in keys.items() if key.part != "full"]:
+        raise U1Error(
+            f"{path}: {_some(terms)} should not be here: the LoRA beside it names it as holding whole tensors"
+        )
+    return {key.name: tensors[name] for name, key in keys.items()}
 
 
 def _modules(
