@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ import torch
 from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.lora.plan import plan_lora
 from u1_core.model.config import U1Config
-
-SHARED = Path(__file__).parents[3] / "shared"
 
 TINY = {
     "model_type": "neo_chat",
@@ -76,15 +73,6 @@ def filled(configs):
         return Adapter(modules, kinds=frozenset({configs[name].kind}))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def shared():
-    """The folder of facts and reference numbers beside the checkout."""
-    if not SHARED.is_dir():
-        print(f"\nWARNING: {SHARED} is missing; the tests that compare with the released models do not run")
-        pytest.skip(f"{SHARED} is missing: it holds the released models' configs and reference numbers")
-    return SHARED
 
 
 @pytest.fixture
