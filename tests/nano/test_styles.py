@@ -13,8 +13,8 @@ SCENES = [random_scene(random.Random(seed)) for seed in range(6)]
 
 
 def layout(picture: np.ndarray) -> np.ndarray:
-    """Where it is lighter and where darker, without texture: (H, W), mean 0 and length 1."""
-    coarse = blurred(luminance(picture.astype(np.float32) / 255), 5)
+    """Where it is lighter and where darker, without texture and margin: (H, W), mean 0 and length 1."""
+    coarse = blurred(luminance(picture.astype(np.float32) / 255), 5)[20:-20, 20:-20]
     coarse = coarse - coarse.mean()
     return coarse / np.linalg.norm(coarse)
 
