@@ -1,0 +1,141 @@
+"""Train U1-nano from nothing: pictures from captions, edits, and words about pictures, both towers at once.
+
+    python -m tools.nano.train --out nano --minutes 20
+
+On one GPU of the H200's class, a first minute makes the scenes on all CPU cores. v-loss with logit-normal timesteps
+(-0.8, 0.8) and captions dropped 10% of the time, cross-entropy of answers beside it; AdamW with a warm-up and a linear
+decay to nothing over the given minutes, and an exponential moving average, which is what is saved.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from u1_core.model.config import U1Config
+from u1_core.weights.random_model import random_tensors
+
+from .dataset import Dataset, Task
+from .losses import Prompts, picture_loss, prefix_pass, words_loss
+from .model import HEAD_WIDTH, SIZE, nano_config, towers, write_snapshot
+
+BATCH = {"draw": 192, "edit": 48, "ask": 64}
+LEARNING_RATE, WARMUP_STEPS, WORDS_WEIGHT = 1e-3, 500, 0.2
+DROPPED = 0.1
+EMA_DECAY = 0.9995
+T_MEAN, T_STD = -0.8, 0.8
+
+
+@dataclass
+class Clock:
+    """How far the run is, by time: the share of it that is gone sets the learning rate."""
+
+    seconds: float
+    started: float = 0.0
+
+    def share(self) -> float:
+        return min(1.0, (time.monotonic() - self.started) / self.seconds)
+
+
+def main() -> None:
+    args = _arguments()
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    device = torch.device(args.device)
+    config = U1Config.from_dict(nano_config())
+    config = config.with_head_width_of({"fm_modules.fm_head.0.weight": (HEAD_WIDTH, config.width)})
+    dataset = Dataset.make(args.scenes, args.seed, device, args.workers)
+    print(f"{args.scenes} scenes in {dataset.seconds:.0f} s; prompt lengths {dataset.lengths()}", flush=True)
+    parameters = {
+        name: tensor.to(device).requires_grad_() for name, tensor in random_tensors(config, args.seed, torch.float32)
+    }
+    average = train(config, parameters, dataset, args)
+    write_snapshot(args.out, nano_config(), dataset.tokenizer, average)
+    print(f"wrote {args.out}")
+
+
+def train(
+    config: U1Config, parameters: dict[str, Tensor], dataset: Dataset, args: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Run the loop for `args.minutes`. Returns the moving average of the parameters."""
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    average = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    losses = torch.compile(batch_losses) if args.compile else batch_losses
+    clock, step, history = Clock(args.minutes * 60), 0, []
+    while True:
+        # Now and then the edit loses its words, all of a batch at once: its picture stands elsewhere then.
+        edit = "edit text-free" if torch.rand(()) < DROPPED else "edit"
+        tasks = (dataset.draw(task, size) for task, size in zip(("draw", edit, "ask"), BATCH.values(), strict=True))
+        by_task = losses(config, parameters, dataset.unconditional(), *tasks)
+        if step == 0:
+            clock.started = time.monotonic()
+        share = clock.share()
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
+        (by_task[0] + by_task[1] * 0.5 + by_task[2] * WORDS_WEIGHT).backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        step += 1
+        if step % 200 == 0 or share >= 1:
+            history.append({"step": step, "seconds": time.monotonic() - clock.started} | _named(by_task))
+            print(json.dumps(history[-1]), flush=True)
+        if share >= 1:
+            break
+    if args.log:
+        args.log.write_text(
+            json.dumps({"seed": args.seed, "scenes": args.scenes, "history": history}), encoding="utf-8"
+        )
+    return average
+
+
+def batch_losses(
+    config: U1Config, parameters: dict[str, Tensor], empty: Prompts, draw: Task, edit: Task, ask: Task
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three losses of one step: pictures from captions, from edits, and answers."""
+    understanding, generation = towers(config, parameters, torch.bfloat16)
+    _, unconditional = prefix_pass(config, understanding, empty)
+    pictures = []
+    for task, drop in ((draw, DROPPED), (edit, 0.0)):
+        _, prefixes = prefix_pass(config, understanding, task.prompts)
+        x0 = task.target.float() / 127.5 - 1
+        noise = torch.randn_like(x0) * config.noise_scale_for((SIZE // config.token_pixels) ** 2)
+        t = torch.sigmoid(torch.randn(len(x0), device=x0.device) * T_STD + T_MEAN)
+        t = t.clamp(config.t_eps, 1 - config.t_eps)
+        dropped = torch.rand(len(x0), device=x0.device) < drop
+        pictures.append(picture_loss(config, generation, prefixes, x0, noise, t, unconditional, dropped))
+    hidden, _ = prefix_pass(config, understanding, ask.prompts)
+    return *pictures, words_loss(understanding, hidden, ask.prompts, ask.answer_from)
+
+
+def _named(by_task: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+    values = [round(loss.item(), 5) for loss in by_task]
+    if not all(map(math.isfinite, values)):
+        raise SystemExit(f"the loss is {values}")
+    return dict(zip(BATCH, values, strict=True))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="snapshot folder to write")
+    parser.add_argument("--minutes", type=float, default=20, help="training time, the scenes' making not counted")
+    parser.add_argument("--scenes", type=int, default=120_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=16, help="processes that make scenes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--log", type=Path, help="JSON file for the curves")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
