@@ -126,3 +126,21 @@ def test_an_error_of_ours_keeps_its_traceback(recipe, capsys, monkeypatch):
     monkeypatch.setattr(command, "train", lambda job, session, recipe: 1 / 0)
     assert main(["train", str(recipe)]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_printed_file_is_all_that_sampling_needs(recipe, tmp_path, models):
+    assert main(["train", str(recipe), "--steps", "30"]) == 0
+    lora, full = (tmp_path / "runs" / "tiny" / f"tiny{part}.safetensors" for part in ("", ".full"))
+    draw = ["sample", "sty, grey 1", "--model", str(models["u1"]), "--size", "32x32", "--steps", "3", "--device", "cpu"]
+
+    def picture(name, *loras):
+        options = [option for path in loras for option in ("--lora", path)]
+        assert main([*draw, *options, "--out", str(tmp_path / name)]) == 0
+        return np.asarray(Image.open(tmp_path / name)).astype(int)
+
+    without, whole = picture("without.png"), picture("with.png", str(lora))
+    assert np.abs(without - whole).mean() > 5
+    assert np.array_equal(picture("off.png", f"{lora}:0"), without)
+    alone = picture("alone.png", str(full))
+    assert not np.array_equal(alone, without)
+    assert not np.array_equal(alone, whole)

@@ -41,6 +41,10 @@ def test_the_log_grows_by_whole_lines(recipe):
     folder.log([{"step": 2, "sample": "c.png"}])
     lines = folder.log_path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["sample"] for line in lines] == ["é.png", "b.png", "c.png"]
+    folder.log_path.unlink()
+    folder.log_path.mkdir()
+    with pytest.raises(U1Error, match=r"log\.jsonl: cannot be written"):
+        folder.log([{}])
 
 
 def test_checkpoints_and_results_load_back_the_same(recipe, adapter, tmp_path):

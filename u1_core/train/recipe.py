@@ -170,7 +170,7 @@ class Train(Section):
 
 @dataclass(frozen=True)
 class Runtime(Section):
-    """Where the run goes and how it uses the machine; nothing here changes the result but `upstream_lora_*`."""
+    """Where the run goes and how it uses the machine; only `upstream_lora_*` changes what is learned."""
 
     out_dir: str = setting("runs", "folder in which the run gets its own, named run_name", SOME_TEXT)
     device: str = setting("auto", "device that trains; auto is cuda where there is one, else cpu", DEVICE)

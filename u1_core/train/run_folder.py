@@ -52,10 +52,13 @@ class RunFolder:
         return run
 
     def log(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append lines to log.jsonl."""
+        """Append lines to log.jsonl. Raises U1Error if the disk will not take them."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self.log_path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(lines)
+        try:
+            with self.log_path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(lines)
+        except OSError as problem:
+            raise U1Error(f"{self.log_path}: cannot be written ({problem.strerror or problem})") from None
 
     def save_checkpoint(self, adapter: Adapter, step: int) -> Saved:
         """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""
