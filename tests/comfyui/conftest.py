@@ -65,7 +65,7 @@ class Server:
 def find_comfyui() -> ComfyUI | str:
     """The ComfyUI to test in, or the reason why there is none."""
     given = os.environ.get("COMFYUI_DIR")
-    places = [Path(given)] if given else [Path.home() / "comfy" / "ComfyUI", PACK.parent.parent]
+    places = [Path(given).expanduser().resolve()] if given else [Path.home() / "comfy" / "ComfyUI", PACK.parent.parent]
     folder = next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
     if folder is None:
         return f"no ComfyUI in {' or '.join(map(str, places))}; set COMFYUI_DIR to its folder"
