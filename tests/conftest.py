@@ -12,9 +12,10 @@ import torch
 
 from u1_core.model.config import U1Config
 from u1_core.model.views import Generation, Understanding
-from u1_core.weights.random_model import RandomWeights
+from u1_core.session import Session
+from u1_core.weights.random_model import RandomWeights, write_random_snapshot
 from u1_core.weights.store import load_generation, load_understanding
-from u1_core.weights.tiny import KINDS, TINY_HEAD_WIDTH, tiny_config, write_tiny_model
+from u1_core.weights.tiny import KINDS, TINY_HEAD_WIDTH, tiny_config, write_tiny_tokenizer
 
 SHARED = Path(os.environ.get("U1_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 # Everything here is tiny: more threads would only wait for each other, several times as long as the work takes.
@@ -94,11 +95,19 @@ def tiny() -> Callable[..., TinyModel]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """A tiny snapshot folder of each kind, in fp32. Read only: copy one to change it."""
+    """A tiny snapshot folder of each kind, fp32, made for pictures of 64 tokens. Read only: copy one to change it."""
     root = tmp_path_factory.mktemp("models")
     for kind in KINDS:
-        write_tiny_model(root / kind, kind)
+        config = tiny_config(kind) | {"max_image_seq_len": 64}
+        write_random_snapshot(root / kind, config, 0, torch.float32, head_width=TINY_HEAD_WIDTH)
+        write_tiny_tokenizer(root / kind)
     return {kind: root / kind for kind in KINDS}
+
+
+@pytest.fixture
+def session(models) -> Callable[[str], Session]:
+    """Kind -> a session of that tiny model, on the CPU in fp32."""
+    return lambda kind="u1": Session.open(models[kind], device="cpu")
 
 
 @pytest.fixture(params=KINDS)
