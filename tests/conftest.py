@@ -12,7 +12,10 @@ import torch
 
 from u1_core.model.config import U1Config
 from u1_core.model.views import Generation, Understanding
+from u1_core.prefix.decode import GrowingPrefix
 from u1_core.session import Session
+from u1_core.text.sequence import Span, TokenSequence
+from u1_core.understand import decode
 from u1_core.weights.random_model import RandomWeights, write_random_snapshot
 from u1_core.weights.store import load_generation, load_understanding
 from u1_core.weights.tiny import KINDS, TINY_HEAD_WIDTH, tiny_config, write_tiny_tokenizer
@@ -132,3 +135,62 @@ def close() -> Callable[..., bool]:
         return error <= tolerance
 
     return agree
+
+
+class Heard(GrowingPrefix):
+    """Remembers what is appended: token ids, and the grid of a picture before its end. Its last hidden state is only
+    the number of texts' tokens so far, by which a script knows what to say next."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.heard: list = []
+        self.last_hidden = torch.tensor(0)
+
+    def append_text(self, ids):
+        super().append_text(ids)
+        return self._hear(list(ids))
+
+    def append_picture(self, tokens, grid, end_id):
+        super().append_picture(tokens, grid, end_id)
+        return self._hear([grid])
+
+    def _hear(self, what: list):
+        self.heard += what
+        self.last_hidden = torch.tensor(sum(isinstance(token, int) for token in self.heard))
+        return self.last_hidden
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> Callable[[Session, list[int]], list[Heard]]:
+    """(session, script): every prefix of the session says these tokens, then ends its turn, whatever the weights.
+
+    Returns the session's growing prefixes, as they come.
+    """
+
+    def speak(session: Session, script: list[int]) -> list[Heard]:
+        grown: list[Heard] = []
+
+        def grow(built) -> Heard:
+            grown.append(Heard(session.config, session.understanding, built))
+            return grown[-1]
+
+        def logits(weights, said) -> torch.Tensor:
+            token = script[int(said)] if said < len(script) else session.tokenizer.im_end
+            return torch.nn.functional.one_hot(torch.tensor(token), session.config.vocab_size).float()
+
+        monkeypatch.setattr(session, "grow", grow)
+        monkeypatch.setattr(decode, "logits", logits)
+        return grown
+
+    return speak
+
+
+@pytest.fixture(scope="session")
+def text_of() -> Callable[[list[int]], TokenSequence]:
+    """Token ids -> the sequence of that text, which has no picture."""
+
+    def make(ids: list[int]) -> TokenSequence:
+        t = torch.arange(len(ids))
+        return TokenSequence(torch.tensor(ids), torch.stack([t, t * 0, t * 0]), (Span(0, len(ids), False),), ())
+
+    return make

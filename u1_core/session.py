@@ -116,7 +116,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise U1Error(f"device {name!r} is none of auto, cpu, cuda, cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise U1Error(f"device {name!r} is none of auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise U1Error(f"device {name!r}: this PyTorch sees no CUDA card; use --device cpu")
     return device

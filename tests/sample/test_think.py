@@ -3,7 +3,7 @@ import torch
 
 from u1_core.sample.think import think_first
 from u1_core.text import prompts
-from u1_core.text.sequence import Span, TokenSequence, build_sequence
+from u1_core.text.sequence import build_sequence
 
 
 @pytest.fixture
@@ -57,27 +57,21 @@ def test_bytes_of_a_character_come_together(thinking):
     assert [piece for piece in pieces if piece] == ["f", "ü", "r", " ", "狐"]
 
 
-def test_greedy_thoughts_are_what_the_weights_say(session, close):
+def test_greedy_thoughts_are_what_the_weights_say(session, text_of, close):
     """Unscripted, against building the whole prompt anew for each token."""
     model = session()
     query = prompts.text_to_image("a fox", think=True)
     (built,) = model.build_prefixes([build_sequence(model.tokenizer, query)])
     kv, text = think_first(model, built, max_tokens=5)
 
-    def rebuilt(ids: list[int]):
-        count = torch.arange(len(ids))
-        positions = torch.stack([count, count * 0, count * 0])
-        (whole,) = model.build_prefixes([TokenSequence(torch.tensor(ids), positions, (Span(0, len(ids), False),), ())])
-        return whole
-
     prompt = model.tokenizer.encode(query)
     said: list[int] = []
     while len(said) < 5:
-        scores = model.understanding.lm_head @ rebuilt(prompt + said).last_hidden
-        said.append(int(scores.argmax()))
+        (whole,) = model.build_prefixes([text_of(prompt + said)])
+        said.append(int((model.understanding.lm_head @ whole.last_hidden).argmax()))
     assert not {model.tokenizer.im_end, model.tokenizer.think_end} & set(said)  # with these weights
     assert text == model.tokenizer.decode(said)
-    whole = rebuilt(prompt + said + model.tokenizer.encode("\n\n<img>")).kv
+    (whole,) = model.build_prefixes([text_of(prompt + said + model.tokenizer.encode("\n\n<img>"))])
     for part in "kv":
-        ours, theirs = (torch.cat([getattr(chunk, part) for chunk in one.chunks], dim=1) for one in (kv, whole))
+        ours, theirs = (torch.cat([getattr(chunk, part) for chunk in one.chunks], dim=1) for one in (kv, whole.kv))
         assert close(ours, theirs, 3e-6)

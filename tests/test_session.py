@@ -1,0 +1,128 @@
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from u1_core.errors import U1Error
+from u1_core.lora.adapter import Adapter, LoraModule
+from u1_core.model.config import FM_HEAD, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.sample.guidance import Guidance
+from u1_core.sample.settings import SampleSettings
+from u1_core.sample.text_to_image import text_to_image
+from u1_core.session import Session
+from u1_core.text.sequence import build_sequence
+
+SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(1.0))
+
+
+def adapter(config) -> Adapter:
+    """A LoRA on every linear map of both towers' layers and the head."""
+    modules = {}
+    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
+        if ".layers." in path or ".fm_head." in path:
+            generator = torch.Generator().manual_seed(number)
+            down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+            modules[path] = LoraModule(down, up, alpha=0.05)
+    return Adapter(modules)
+
+
+def test_opens_without_reading_weights(models):
+    told = []
+    session = Session.open(models["u1"], device="cpu", on_progress=lambda done, total: told.append((done, total)))
+    assert session.config.kind == "u1"
+    assert session.config.head_width == 128  # the weights', not the config's 4096
+    assert told == []
+    assert len(session.generation.layers) == 3
+    assert told[-1][0] == told[-1][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_dtypes_on_the_cpu(models, dtype, expected):
+    session = Session.open(models["u1"], device="cpu", dtype=dtype)
+    assert session.dtype == expected
+    assert session.understanding.norm.dtype == session.generation.layers[0].qkv.dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda, cuda:N"),
+        ({"device": "mps"}, "device 'mps' is none of auto, cpu, cuda, cuda:N"),
+        ({"device": "meta"}, "device 'meta' is none of auto, cpu, cuda, cuda:N"),
+        ({"device": "cpu", "dtype": "fp16"}, "dtype 'fp16' is none of auto, bf16, fp32"),
+    ],
+)
+def test_refused(models, options, message):
+    with pytest.raises(U1Error) as raised:
+        Session.open(models["u1"], **options)
+    assert str(raised.value) == message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_no_gpu(models, device):
+    with pytest.raises(U1Error) as raised:
+        Session.open(models["u1"], device=device)
+    assert str(raised.value) == f"device {device!r}: this PyTorch sees no CUDA card; use --device cpu"
+
+
+def test_a_lora_equals_the_merged_model(kind, models, tmp_path, close):
+    """On both towers, router and experts too: prompts and pictures."""
+    session = Session.open(models[kind], device="cpu")
+    lora = adapter(session.config)
+    lora.strength = 0.7
+    folder = shutil.copytree(models[kind], tmp_path / "merged")
+    tensors = load_file(folder / "model.safetensors")
+    for path, module in lora.modules.items():
+        tensors[f"{path}.weight"] += 0.7 * module.alpha / module.rank * module.up @ module.down
+    save_file(tensors, folder / "model.safetensors")
+    merged = Session.open(folder, device="cpu")
+
+    def last_hidden(one: Session) -> torch.Tensor:
+        return one.build_prefixes([build_sequence(one.tokenizer, "a fox in the snow")])[0].last_hidden
+
+    assert {tower for tower in (UNDERSTANDING, GENERATION) if lora.touches(tower)} == {UNDERSTANDING, GENERATION}
+    plain_hidden, plain = last_hidden(session), text_to_image(session, "a fox", SETTINGS).pictures
+    session.use([lora])
+    assert close(last_hidden(session), last_hidden(merged), 3e-6)
+    ours = text_to_image(session, "a fox", SETTINGS).pictures
+    assert close(ours, text_to_image(merged, "a fox", SETTINGS).pictures, 1e-5)
+    assert not close(last_hidden(session), plain_hidden, 1e-3)
+    assert not close(ours, plain, 1e-3)
+
+
+def test_fully_trained_tensors_take_the_bases_place(models, close):
+    """At their strength: halfway between the base's and theirs."""
+    session = Session.open(models["u1"], device="cpu")
+    name = f"{FM_HEAD}.2.bias"
+    full = torch.randn(192, generator=torch.Generator().manual_seed(0))
+    base = session.base_generation.modules[name].clone()
+    session.use([Adapter({}, {name: full}, strength=0.5)])
+    assert close(session.generation.modules[name], base + 0.5 * (full - base))
+    assert torch.equal(session.base_generation.modules[name], base)
+    session.use([])
+    assert session.generation.modules[name] is session.base_generation.modules[name]
+
+
+def test_loras_of_another_model_are_refused_and_change_nothing(models):
+    session = Session.open(models["u1"], device="cpu")
+    path = "language_model.model.layers.0.self_attn.q_proj_mot_gen"
+    fits = Adapter({path: LoraModule(torch.zeros(2, 64), torch.zeros(64, 2), 2.0)})
+    session.use([fits])
+    wide = Adapter({path: LoraModule(torch.zeros(2, 80), torch.zeros(64, 2), 2.0)}, name="wide.safetensors")
+    with pytest.raises(U1Error, match=r"wide\.safetensors: this LoRA does not fit the U1 model: .* is 64 x 80"):
+        session.use([fits, wide])
+    other = Adapter({}, kinds=frozenset({"u1.5"}), kind_reason="its metadata says so", name="other")
+    with pytest.raises(U1Error, match=r"other: this LoRA is for U1\.5 \(its metadata says so\) and the model is U1;"):
+        session.use([other])
+    assert len(session.adapters) == 1
+
+
+def test_a_generator_is_its_seed(models):
+    session = Session.open(models["u1"], device="cpu")
+    first, again = (torch.randn(5, generator=session.generator(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first, torch.randn(5, generator=torch.Generator().manual_seed(3)))
