@@ -56,7 +56,7 @@ def test_steps_and_words_are_told(session, scripted):
     steps, words = [], []
     drawn = text_to_image(model, "a fox", SETTINGS, think=True, on_step=steps.append, on_text=words.append)
     assert drawn.think_text == "red</think>"
-    assert "".join(words) == "red"
+    assert "".join(words) == "red\n"
     assert [step.index for step in steps] == [0, 1, 2]
 
 

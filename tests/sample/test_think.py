@@ -26,14 +26,14 @@ def test_until_the_thought_ends(thinking):
     heard, text, pieces = thinking("a red fox</think>more")
     assert heard == "a red fox</think>\n\n<img>"
     assert text == "a red fox</think>"
-    assert "".join(pieces) == "a red fox"
+    assert "".join(pieces) == "a red fox\n"
 
 
 def test_until_the_turn_ends(thinking):
     heard, text, pieces = thinking("a red fox")
     assert heard == "a red fox\n\n<img>"
     assert text == "a red fox"
-    assert "".join(pieces) == "a red fox"
+    assert "".join(pieces) == "a red fox\n"
 
 
 def test_until_it_has_said_enough(thinking):
@@ -47,14 +47,14 @@ def test_until_it_has_said_enough(thinking):
 
 def test_a_thought_that_ends_at_once(thinking):
     heard, text, pieces = thinking("</think>")
-    assert (heard, text, "".join(pieces)) == ("</think>\n\n<img>", "</think>", "")
+    assert (heard, text, "".join(pieces)) == ("</think>\n\n<img>", "</think>", "\n")
 
 
 def test_bytes_of_a_character_come_together(thinking):
     """The tiny tokenizer has a token a byte; only whole characters are told."""
     _, text, pieces = thinking("für 狐</think>")
     assert text == "für 狐</think>"
-    assert [piece for piece in pieces if piece] == ["f", "ü", "r", " ", "狐"]
+    assert [piece for piece in pieces if piece] == ["f", "ü", "r", " ", "狐", "\n"]
 
 
 def test_greedy_thoughts_are_what_the_weights_say(session, text_of, close):

@@ -19,6 +19,7 @@ from u1_core.cli.progress import ProgressLine
 from u1_core.data.buckets import INTERLEAVE, parse_size
 from u1_core.data.pictures import smart_resize
 from u1_core.model.config import U1Config
+from u1_core.sample.euler import Step
 from u1_core.sample.interleave import MAX_TOKENS, interleave
 
 
@@ -40,21 +41,21 @@ def run(args: argparse.Namespace) -> int:
     report = Report(args, session, settings)
     report.facts |= {"prompt": args.prompt, "pictures": list(map(str, args.pictures))}
     drawing, tell, text = ProgressLine("drawing"), stream_text(args.json), ""
-    told = interleave(
-        session,
-        args.prompt,
-        pictures,
-        settings,
-        args.think,
-        max_tokens=args.max_tokens,
-        on_step=lambda step: drawing.steps(step.index + 1, step.steps),
-    )
+
+    def on_step(step: Step) -> None:
+        if step.index == 0:
+            tell("\n")  # the text's line ends here, before progress is shown over it
+        drawing.steps(step.index + 1, step.steps)
+
+    told = interleave(session, args.prompt, pictures, settings, args.think, max_tokens=args.max_tokens, on_step=on_step)
     for piece in told:
-        if not isinstance(piece, str):
+        if isinstance(piece, str):
+            text += piece
+            tell(piece)
+        else:
             (path,) = report.save(piece, args.out)
-            piece = f"\n[{path}]\n"
-        text += piece
-        tell(piece)
+            text += f"\n[{path}]\n"
+            tell(f"[{path}]\n")
     tell("\n")
     report.finish(text=text)
     return 0

@@ -22,6 +22,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. The user's mistakes are printed as one line, with exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a model may say what the terminal's encoding lacks
     argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else ""
     if name in ("", "-h", "--help"):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -91,8 +90,6 @@ class Report:
 
     def save(self, pictures: Tensor, out: Path) -> list[str]:
         """Write pictures (B, 3, H, W) as PNGs that carry the facts so far. Returns the paths."""
-        if out.suffix.lower() != ".png":
-            raise U1Error(f"--out {out}: pictures are written as PNG, so that they can carry their settings; use .png")
         paths = [str(save_png(image, out, self.facts)) for image in to_images(pictures.cpu())]
         self.facts.setdefault("files", []).extend(paths)
         return paths
@@ -123,8 +120,3 @@ def check_out(path: Path) -> None:
         raise U1Error(f"--out {path}: pictures are written as PNG, so that they can carry their settings; use .png")
     if not path.parent.is_dir():
         raise U1Error(f"--out {path}: there is no folder {path.parent}")
-
-
-def log(text: str) -> None:
-    """A line for the person watching, on standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -9,13 +9,17 @@ class ProgressLine:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._started = time.monotonic()
+        self._first_done_at = 0.0
         self._shown = sys.stderr.isatty()
 
-    def steps(self, done: int, total: int, note: str = "") -> None:
-        """Tell how many of the steps are done."""
-        each = (time.monotonic() - self._started) / max(1, done)
-        self._show(f"{done}/{total}  {each:.2f} s each  {note}", done >= total)
+    def steps(self, done: int, total: int) -> None:
+        """Tell how many of the steps are done. Their pace counts from the first one's end: before it, weights are read
+        and prompts built."""
+        now = time.monotonic()
+        if done == 1:
+            self._first_done_at = now
+        pace = f"  {(now - self._first_done_at) / (done - 1):.2f} s each" if done > 1 else ""
+        self._show(f"{done}/{total}{pace}", done >= total)
 
     def bytes(self, done: int, total: int) -> None:
         """Tell how many of the bytes are done."""

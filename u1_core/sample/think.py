@@ -10,7 +10,7 @@ from u1_core.understand.decode import TextSettings, peek, say
 
 MAX_THINK_TOKENS = 1024
 OnText = Callable[[str], None]
-"""Called with each piece of text as it is said."""
+"""Called with each piece of text as it is said; a line's end is the last."""
 
 
 def think_first(
@@ -30,6 +30,6 @@ def think_first(
     if len(ids) < max_tokens and peek(weights, prefix) == tokenizer.think_end:
         prefix.append_text([tokenizer.think_end])
         ids.append(tokenizer.think_end)
-    tell(stream.flush())
+    tell(stream.flush() + "\n")
     prefix.append_text(tokenizer.encode("\n\n<img>"))
     return prefix.kv, tokenizer.decode(ids)
