@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from u1_core import __version__
 from u1_core.cli.progress import ProgressLine
 from u1_core.data.pictures import open_picture, save_png, to_images
 from u1_core.errors import U1Error
+from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import parse_lora_argument, read_lora
 from u1_core.sample.guidance import NORMS, Guidance
 from u1_core.sample.settings import SampleSettings
@@ -51,14 +53,21 @@ def open_session(args: argparse.Namespace) -> Session:
     """The session that the options ask for, its LoRAs in use. Raises U1Error."""
     reading = ProgressLine("reading weights")
     session = Session.open(resolve_model(args.model), args.device, args.dtype, reading.bytes)
-    adapters = []
-    for argument in args.lora:
-        path, strength = parse_lora_argument(argument)
-        adapter = read_lora(path).adapter
-        adapter.strength = strength
-        adapters.append(adapter)
-    session.use(adapters)
+    session.use(load_adapters(args.lora))
     return session
+
+
+def load_adapters(arguments: Sequence[str]) -> list[Adapter]:
+    """LoRAs from "FILE[:STRENGTH]" arguments. What a reader should know of a file is said on standard error."""
+    adapters = []
+    for argument in arguments:
+        path, strength = parse_lora_argument(argument)
+        file = read_lora(path)
+        for note in file.notes:
+            log(f"{path}: {note}")
+        file.adapter.strength = strength
+        adapters.append(file.adapter)
+    return adapters
 
 
 def picture_settings(args: argparse.Namespace, size: tuple[int, int], batch: int = 1) -> SampleSettings:
