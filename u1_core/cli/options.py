@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -64,7 +65,7 @@ def load_adapters(arguments: Sequence[str]) -> list[Adapter]:
         path, strength = parse_lora_argument(argument)
         file = read_lora(path)
         for note in file.notes:
-            log(f"{path}: {note}")
+            print(f"{path}: {note}", file=sys.stderr)
         file.adapter.strength = strength
         adapters.append(file.adapter)
     return adapters
