@@ -15,6 +15,7 @@ from u1_core.model.config import (
     module_name,
     tensor_shapes,
 )
+from u1_core.released import released_config
 from u1_core.weights.tiny import tiny_config
 
 RELEASED = {"u1_8b": (1116, "u1"), "u15_8b": (1116, "u1.5"), "u1_a3b": (24120, "a3b")}
@@ -42,8 +43,8 @@ def test_shapes_of_the_released_models(shared, name):
     assert tensor_shapes(config) == theirs
 
 
-def test_head_width_is_the_weights(shared):
-    config = U1Config.from_file(shared / "u1/config_u1_8b.json")
+def test_head_width_is_the_weights():
+    config = released_config("U1-8B")
     assert config.head_width == 4096
     narrow = config.with_head_width_of({"fm_modules.fm_head.0.weight": (1536, 4096)})
     assert narrow.head_width == 1536
@@ -59,16 +60,16 @@ def test_pixel_head_width_is_its_first_convolution():
     assert shapes["fm_modules.fm_head.conv2.weight"] == (192, 24, 3, 3)
 
 
-def test_bytes_of_a_token_of_u1_8b(shared):
-    assert U1Config.from_file(shared / "u1/config_u1_8b.json").kv_token_bytes == 172_032
+def test_bytes_of_a_token_of_u1_8b():
+    assert released_config("U1-8B").kv_token_bytes == 172_032
 
 
-def test_parameters_of_the_released_models(shared):
+def test_parameters_of_the_released_models():
     """Sizes in U1_FACTS: an 8B layer of one tower is 386 MB in bf16, A3B holds about 39B parameters."""
-    config = U1Config.from_file(shared / "u1/config_u1_8b.json")
+    config = released_config("U1-8B")
     layer = sum(math.prod(shape) for _, shape in layer_tensor_shapes(config, GENERATION, 0))
     assert round(2 * layer / 1e6) == 386
-    a3b = tensor_shapes(U1Config.from_file(shared / "u1/config_u1_a3b.json"))
+    a3b = tensor_shapes(released_config("U1-A3B"))
     assert round(sum(math.prod(shape) for shape in a3b.values()) / 1e9) == 39
 
 

@@ -255,7 +255,7 @@ def test_the_released_models_indexes_pass(shared, name, count):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("dense", "u1"), ("moe", "a3b"), ("u15", "u1.5")])
-def test_the_oracle_models_open(shared, name, kind):
-    snapshot = Snapshot.open(shared / "oracle" / name / "model")
+def test_the_oracle_models_open(oracle, name, kind):
+    snapshot = Snapshot.open(oracle(name) / "model")
     assert snapshot.kind == kind
     assert snapshot.read(LM_HEAD).shape == (496, 64)

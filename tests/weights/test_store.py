@@ -83,8 +83,8 @@ def test_progress_rises_to_the_whole(models, load, resident):
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "u15"])
-def test_oracle_models_load_resident_and_mapped_alike(shared, name):
-    snapshot = Snapshot.open(shared / "oracle" / name / "model")
+def test_oracle_models_load_resident_and_mapped_alike(oracle, name):
+    snapshot = Snapshot.open(oracle(name) / "model")
     for tower, load in ((UNDERSTANDING, load_understanding), (GENERATION, load_generation)):
         resident, mapped = (
             layer_tensors(snapshot, tower, load(snapshot, "cpu", torch.bfloat16, r).layers) for r in (True, False)
