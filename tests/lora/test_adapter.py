@@ -6,7 +6,7 @@ import torch
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule, layer_place, tower_of, tower_terms
 from u1_core.lora.plan import FINAL_NORM, plan_lora
-from u1_core.model.config import GENERATION, UNDERSTANDING, linear_modules, module_name
+from u1_core.model.config import GENERATION, UNDERSTANDING, VISION, linear_modules, module_name
 from u1_core.model.linear import linear
 
 Q0 = "language_model.model.layers.0.self_attn.q_proj_mot_gen"
@@ -130,8 +130,8 @@ def test_another_kind_is_refused_with_the_reason(configs, filled):
 
 
 def test_what_cannot_be_changed_live_says_to_merge(configs):
-    module = LoraModule(torch.ones(1, 256), torch.ones(32, 1), 1.0)
-    embedder = Adapter({"fm_modules.timestep_embedder.mlp.0": module})
+    module = LoraModule(torch.ones(1, 8 * 2 * 2), torch.ones(32, 1), 1.0, (2, 2))
+    embedder = Adapter({f"{VISION}.dense_embedding": module})
     norm = Adapter({}, full={"language_model.model.layers.0.input_layernorm_mot_gen.weight": torch.ones(32)})
     for adapter in (embedder, norm):
         adapter.check(configs["u1"], live=False)

@@ -217,7 +217,7 @@ def _broken(adapter):
         "half of a low-rank term is of no use": without_up,
         f"{Q0} without its down, {Q0} without its up": only_alpha,
         f"{Q0} has rank 4 in down but 3 in up": good | {f"{Q0}.lora_up.weight": torch.ones(64, 3)},
-        "only matrices are known": good | {f"{Q0}.lora_up.weight": torch.ones(64, 4, 1)},
+        "only matrices are known, and convolutions": good | {f"{Q0}.lora_up.weight": torch.ones(64, 4, 1)},
         f"{Q0} is I32 and F32": good | {f"{Q0}.lora_down.weight": torch.ones(4, 32, dtype=torch.int32)},
         f"{Q0} is F8_E4M3 and F32": good | {f"{Q0}.lora_down.weight": torch.ones(4, 32).to(torch.float8_e4m3fn)},
         f"{Q0}.lora_up.weight has numbers that are not finite": good | {f"{Q0}.lora_up.weight": nan},

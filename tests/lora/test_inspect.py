@@ -94,8 +94,8 @@ def test_full_tensors_are_counted_and_their_loss_is_told(tmp_path, filled):
 
 
 def test_what_can_only_be_merged_is_told(tmp_path):
-    module = LoraModule(torch.ones(1, 256), torch.ones(32, 1), 1.0)
-    adapter = Adapter({"fm_modules.timestep_embedder.mlp.0": module}, kinds=frozenset({"u1"}))
+    module = LoraModule(torch.ones(1, 32), torch.ones(32, 1), 1.0, (2, 2))
+    adapter = Adapter({"vision_model.embeddings.dense_embedding": module}, kinds=frozenset({"u1"}))
     write_lora(tmp_path / "x.safetensors", adapter)
     assert _verdicts(tmp_path / "x.safetensors")["U1 Style Studio"] == (
         False,

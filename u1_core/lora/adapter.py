@@ -14,21 +14,36 @@ from torch import Tensor
 from u1_core.errors import U1Error
 from u1_core.lora.kinds import KIND_NAMES, KINDS, kinds_in_words
 from u1_core.lora.plan import FINAL_NORM, LoraPlan
-from u1_core.model.config import FM_HEAD, GENERATION, LAYERS, UNDERSTANDING, U1Config, linear_modules, tensor_shapes
+from u1_core.model.config import (
+    EMBED_TOKENS,
+    FM_HEAD,
+    GENERATION,
+    LAYERS,
+    LM_HEAD,
+    UNDERSTANDING,
+    U1Config,
+    tensor_shapes,
+)
 from u1_core.model.linear import LowRank, TowerTerms
 
 _LAYER_MODULE = re.compile(
     re.escape(LAYERS) + r"\.(?P<layer>\d+)\.(?P<block>self_attn\.[qkvo]_proj|mlp)(?:_mot_gen)?(?P<rest>\..+)?"
 )
+HEAD_LINEARS = (f"{FM_HEAD}.0", f"{FM_HEAD}.2")
 
 
 @dataclass
 class LoraModule:
-    """The terms of one module: down (rank, in_features), up (out_features, rank)."""
+    """The terms of one module: down (rank, in_features), up (out_features, rank).
+
+    A convolution's in_features are its input channels times the kernel's places, in the order of its flattened weight.
+    """
 
     down: Tensor
     up: Tensor
     alpha: float
+    kernel: tuple[int, ...] = ()
+    """A convolution's (height, width); files shape its terms by it."""
 
     @property
     def rank(self) -> int:
@@ -89,7 +104,7 @@ class Adapter:
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Adapter":
         """A copy elsewhere or in another dtype, which hands gradients back. Full tensors keep their dtype."""
         modules = {
-            path: LoraModule(module.down.to(device, dtype), module.up.to(device, dtype), module.alpha)
+            path: replace(module, down=module.down.to(device, dtype), up=module.up.to(device, dtype))
             for path, module in self.modules.items()
         }
         return replace(self, modules=modules, full={name: tensor.to(device) for name, tensor in self.full.items()})
@@ -128,8 +143,9 @@ class Adapter:
 def tower_terms(config: U1Config, adapters: Sequence[Adapter], tower: str, step_seed: int | None = None) -> TowerTerms:
     """The low-rank terms of one tower from several checked adapters, each at its present strength.
 
-    An adapter at strength 0 adds no terms. With `step_seed`, inputs are dropped as each adapter's `dropout` says, in
-    every module from its own seed; without it nothing is dropped.
+    An adapter at strength 0 adds no terms. Modules that take none are left to `with_full_tensors`. With `step_seed`,
+    inputs are dropped as each adapter's `dropout` says, in every module from its own seed; without it nothing is
+    dropped.
     """
     layers: list[dict[str, tuple[LowRank, ...]]] = [{} for _ in range(config.layers)]
     modules: dict[str, tuple[LowRank, ...]] = {}
@@ -137,7 +153,7 @@ def tower_terms(config: U1Config, adapters: Sequence[Adapter], tower: str, step_
         if adapter.strength == 0:
             continue
         for path, module in adapter.modules.items():
-            if tower_of(path) != tower:
+            if tower_of(path) != tower or not takes_terms(path):
                 continue
             term = LowRank(module.down, module.up, adapter.strength * module.scale)
             if adapter.dropout and step_seed is not None:
@@ -146,6 +162,13 @@ def tower_terms(config: U1Config, adapters: Sequence[Adapter], tower: str, step_
             place = modules if layer is None else layers[layer]
             place[local] = (*place.get(local, ()), term)
     return TowerTerms(layers, modules)
+
+
+@cache
+def takes_terms(path: str) -> bool:
+    """Whether the model adds this module's term to what its weight makes of the activations, as it does in its layers
+    and in U1's head. For the small modules around them the change is added to the weight itself."""
+    return layer_place(path)[0] is not None or path in HEAD_LINEARS
 
 
 @cache
@@ -166,14 +189,19 @@ def tower_of(name: str) -> str:
 
 
 def _misfits(config: U1Config, adapter: Adapter) -> list[str]:
-    linears, shapes = linear_modules(config), tensor_shapes(config)
+    shapes = tensor_shapes(config)
     problems = []
     for path, module in adapter.modules.items():
-        there, here = linears.get(path), (module.up.shape[0], module.down.shape[1])
-        if there is None:
+        here = (module.up.shape[0], module.down.shape[1])
+        weight = shapes.get(f"{path}.weight", ())
+        if len(weight) < 2 or f"{path}.weight" in (EMBED_TOKENS, LM_HEAD):
             problems.append(f"the model has no linear module {path}")
-        elif here != there:
+            continue
+        there = (weight[0], math.prod(weight[1:]))
+        if here != there:
             problems.append(f"{path} is {here[0]} x {here[1]}, in the model {there[0]} x {there[1]}")
+        elif module.kernel and module.kernel != weight[2:]:
+            problems.append(f"{path} has a kernel of {module.kernel}, in the model {weight[2:]}")
     for name, tensor in adapter.full.items():
         if name not in shapes:
             problems.append(f"the model has no tensor {name}")
@@ -183,7 +211,7 @@ def _misfits(config: U1Config, adapter: Adapter) -> list[str]:
 
 
 def _live_module(path: str) -> bool:
-    return layer_place(path)[0] is not None or path.startswith(f"{FM_HEAD}.")
+    return layer_place(path)[0] is not None or path.startswith("fm_modules.")
 
 
 def _live_full(name: str) -> bool:

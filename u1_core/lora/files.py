@@ -97,14 +97,18 @@ def write_lora(
 ) -> None:
     """Write the low-rank terms: fp32, `diffusion_model.` on every key, an fp32 `alpha` for each module; atomically.
 
+    A convolution's down is (rank, channels, height, width) and its up (out, rank, 1, 1), as stock ComfyUI takes them.
+
     Full tensors go elsewhere (`write_full`): loaders of other programs do not know them. `metadata` comes on top of
     what is always said: kind of model, number of modules, ranks and alphas. The adapter's kind must be known.
     """
     tensors = {}
     for module_path, module in adapter.modules.items():
         key = PREFIX + module_path
-        tensors[f"{key}.lora_down.weight"] = module.down.detach().to("cpu", torch.float32)
-        tensors[f"{key}.lora_up.weight"] = module.up.detach().to("cpu", torch.float32)
+        down, up = (side.detach().to("cpu", torch.float32) for side in (module.down, module.up))
+        if module.kernel:
+            down, up = down.unflatten(1, (-1, *module.kernel)), up[:, :, None, None]
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
         tensors[f"{key}.alpha"] = torch.tensor(module.alpha, dtype=torch.float32)
     (kind,) = adapter.kinds
     ranks = sorted({module.rank for module in adapter.modules.values()})
@@ -230,7 +234,8 @@ def _modules(
     modules = {}
     for module, has in parts.items():
         alpha = _alpha(path, module, has["alpha"]) if "alpha" in has else assumed[module]
-        modules[module] = LoraModule(has["down"], has["up"], alpha)
+        down, up = has["down"], has["up"]
+        modules[module] = LoraModule(down.flatten(1), up.flatten(1), alpha, tuple(down.shape[2:]))
     return modules, not without, notes
 
 
@@ -239,9 +244,11 @@ def _check_pair(path: Path, module: str, down: Tensor, up: Tensor) -> None:
         raise U1Error(
             f"{path}: {module} is {DTYPE_NAMES[down.dtype]} and {DTYPE_NAMES[up.dtype]}, not fp32, bf16 or fp16"
         )
-    if down.dim() != 2 or up.dim() != 2:
+    of_convolution = down.dim() == 4 and up.dim() == 4 and up.shape[2:] == (1, 1)
+    if not of_convolution and (down.dim() != 2 or up.dim() != 2):
         raise U1Error(
-            f"{path}: {module} has down {tuple(down.shape)} and up {tuple(up.shape)}; only matrices are known"
+            f"{path}: {module} has down {tuple(down.shape)} and up {tuple(up.shape)}; only matrices are known, and "
+            "convolutions of any kernel followed by 1 x 1"
         )
     if down.shape[0] != up.shape[1] or not down.shape[0]:
         raise U1Error(f"{path}: {module} has rank {down.shape[0]} in down but {up.shape[1]} in up")

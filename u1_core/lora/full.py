@@ -1,4 +1,4 @@
-"""Fully trained tensors in place of the base's: what a LoRA run leaves beside its low-rank terms."""
+"""The weights that an adapter changes, in place of the base's: tensors trained whole, and small modules' terms."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import Adapter
+from u1_core.lora.adapter import Adapter, takes_terms
 from u1_core.lora.plan import FINAL_NORM
 from u1_core.model.views import Generation
 
 
 def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generation:
-    """`base` with strength * (full - base) of every adapter added to the tensors they replace; `base` is left as it is.
+    """`base` with strength * (full - base) of every adapter added to the tensors they replace, and strength * delta to
+    the weights of modules that take no terms; `base` is left as it is.
 
     The sum is fp32 and rounded once to the base's dtype. Raises U1Error if two adapters brought the same file.
     """
@@ -26,6 +27,11 @@ def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generati
             continue
         for name, full in adapter.full.items():
             changed[name] = toward_full(changed.get(name), originals[name], full, adapter.strength)
+        for path, module in adapter.modules.items():
+            if not takes_terms(path):
+                name = f"{path}.weight"
+                delta = module.delta().view(originals[name].shape).to(originals[name].device)
+                changed[name] = changed.get(name, originals[name]).float() + adapter.strength * delta
     changed = {name: tensor.to(originals[name].dtype) for name, tensor in changed.items()}
     norm = changed.pop(FINAL_NORM, base.norm)
     return replace(base, norm=norm, modules={**base.modules, **changed})

@@ -128,6 +128,8 @@ def _in_official_scripts(file: LoraFile) -> Loading:
         return Loading(where, False, f"they do not know the prefix {file.prefix}")
     if not file.has_alpha:
         return Loading(where, False, "they need an alpha for each module")
+    if convolutions := [path for path, module in file.adapter.modules.items() if module.kernel]:
+        return Loading(where, False, f"they fail on terms of convolutions, such as {convolutions[0]}")
     limits = []
     if file.dtypes != ("F32",):
         limits.append(f"the oldest of them want F32, not {' and '.join(file.dtypes)}")

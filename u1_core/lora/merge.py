@@ -74,7 +74,8 @@ def merged_tensor(name: str, base: Tensor, adapters: Sequence[Adapter]) -> Tenso
             so_far = None if weight is base else weight
             weight = toward_full(so_far, base, adapter.full[name], adapter.strength)
         if name.endswith(".weight") and module_path in adapter.modules:
-            weight = adapter.modules[module_path].delta().mul_(adapter.strength).add_(weight)
+            delta = adapter.modules[module_path].delta().view(base.shape)
+            weight = delta.mul_(adapter.strength).add_(weight)
     return weight
 
 
