@@ -141,6 +141,15 @@ def test_norms_are_for_scales_above_1():
         assert torch.equal(ours, Guidance(0.2, pictures=True).combine(v, False, SIDE))
 
 
+@pytest.mark.parametrize(("cfg", "image_cfg"), [(1.0, 2.0), (2.0, 1.0)])
+def test_either_scale_above_1_is_enough(cfg, image_cfg):
+    v = velocities(*Guidance(cfg, image_cfg, pictures=True).branches)
+    ours, plain = (Guidance(cfg, image_cfg, norm, pictures=True).combine(v, False, SIDE) for norm in ("global", "none"))
+    for row in range(2):
+        assert plain[row].norm() > v[C][row].norm()
+        assert ours[row].norm().item() == pytest.approx(v[C][row].norm().item(), rel=1e-5)
+
+
 def test_zero_star(close):
     v = velocities(C, U)
     ours = Guidance(4.0, norm="cfg_zero_star").combine(v, False, SIDE)
