@@ -33,8 +33,20 @@ def test_the_library_draws_the_same(models, picture, tmp_path, capsys):
 
 
 def test_without_a_size_the_first_pictures_ratio(models, picture, tmp_path):
-    """32 x 16 pixels at about 64 tokens of 8 x 8."""
-    run("make it blue", picture, "--model", models["u1"], *FAST, "--cfg", "1", "--out", tmp_path / "out.png")
+    """32 x 16 pixels at about 64 tokens of 8 x 8, whatever the others are."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "square.png")
+    run(
+        "make it blue",
+        picture,
+        tmp_path / "square.png",
+        "--model",
+        models["u1"],
+        *FAST,
+        "--cfg",
+        "1",
+        "--out",
+        tmp_path / "out.png",
+    )
     assert Image.open(tmp_path / "out.png").size == (96, 48)
 
 

@@ -60,6 +60,18 @@ def test_pixel_head_width_is_its_first_convolution():
     assert shapes["fm_modules.fm_head.conv2.weight"] == (192, 24, 3, 3)
 
 
+def test_a_model_without_a_noise_scale_embedder():
+    with_one, without = (set(tensor_shapes(config_with(add_noise_scale_embedding=there))) for there in (True, False))
+    assert {name.rsplit(".", 3)[0] for name in with_one - without} == {"fm_modules.noise_scale_embedder"}
+    assert len(with_one - without) == 4
+    assert without < with_one
+
+
+def test_the_size_a_model_is_made_for():
+    assert released_config("U1-8B").native_pixels == 2048**2
+    assert config_with(max_image_seq_len=64).native_pixels == 64 * 8 * 8
+
+
 def test_bytes_of_a_token_of_u1_8b():
     assert released_config("U1-8B").kv_token_bytes == 172_032
 

@@ -176,10 +176,10 @@ def test_each_layer_is_asked_for_once(tiny, sequence, words, agrees, monkeypatch
 
 def test_bytes_count_the_shared_head_once(tiny, sequence, words):
     model = tiny("u1")
-    prompts = with_a_head(sequence, words, model.config, 5, 1, 9)
+    prompts = with_a_head(sequence, words, model.config, 5, 5, 9)
     built = build_prefixes(model.config, model.understanding, prompts)
     token_bytes = 3 * 2 * 2 * 16 * 4  # layers, K and V, heads, numbers, fp32
-    assert prefix_bytes([prefix.kv for prefix in built]) == (24 + 5 + 1 + 9) * token_bytes
+    assert prefix_bytes([prefix.kv for prefix in built]) == (24 + 5 + 5 + 9) * token_bytes
     assert prefix_bytes([built[2].kv]) == (24 + 9) * token_bytes
     assert prefix_bytes([built[0].kv, built[0].kv]) == (24 + 5) * token_bytes
     assert token_bytes == 2 * model.config.kv_token_bytes  # which counts two bytes a number

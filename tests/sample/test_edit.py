@@ -114,6 +114,12 @@ def test_small_inputs_are_scaled_up_to_the_budget(tiny):
     assert [image.size for image in three] == [(56, 56), (48, 48), (40, 80)]
 
 
+def test_scaling_up_is_lanczos(tiny):
+    config, one = replace(tiny("u1").config, native_tokens=64), picture(20, 10)
+    (scaled,) = at_full_budget(config, [one])
+    assert np.array_equal(np.array(scaled), np.array(one.resize((96, 48), Image.Resampling.LANCZOS)))
+
+
 def test_without_limits_inputs_are_read_at_the_full_budget(session, built):
     model = session()  # made for 64 tokens
     sequences, _ = built(model)

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,11 @@ def test_at_most_so_many_tokens_of_text(telling):
     assert in_short(told) == ["abc", "#", "de"]
     _, _, told = telling("abc<img>defgh", max_tokens=3)
     assert in_short(told) == ["abc"]
+
+
+def test_pictures_come_one_at_a_time(telling):
+    _, _, told = telling("<img>", replace(SETTINGS, batch=3))
+    assert [piece.shape for piece in told if not isinstance(piece, str)] == [(1, 3, 16, 24)]
 
 
 def test_one_generator_gives_every_pictures_noise(telling, drawings):

@@ -42,6 +42,16 @@ def test_prompts_noise_and_steps_put_together(kind, session, close):
     assert close(ours, expected, 1e-5)
 
 
+def test_the_floor_of_what_remains_is_the_settings(session, close):
+    """Steps at t = 0, 1/3 and 2/3: with a floor of 1/2 the last goes two thirds of its way."""
+    model, seen = session(), []
+    settings = replace(SETTINGS, shift=1.0, guidance=Guidance(1.0), t_eps=0.5)
+    plain = text_to_image(model, "a fox", replace(settings, t_eps=0.02)).pictures
+    floored = text_to_image(model, "a fox", settings, on_step=lambda step: seen.append(step.x_pred)).pictures
+    assert close(floored, seen[-1])
+    assert not close(floored, plain, 1e-2)
+
+
 def test_a_seed_is_a_picture(session):
     model = session()
     first, again = (text_to_image(model, "a fox", SETTINGS).pictures for _ in range(2))
