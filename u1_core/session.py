@@ -1,5 +1,6 @@
 """One loaded model on one device, the LoRAs in use, and the lease that says who may use the device now."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,15 @@ from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.linear import TowerTerms
-from u1_core.model.views import Generation, Understanding
+from u1_core.model.views import Generation, LayerWeights, Understanding
 from u1_core.prefix.build import BuiltPrefix, build_prefixes
 from u1_core.prefix.decode import GrowingPrefix
 from u1_core.text.sequence import TokenSequence
 from u1_core.text.tokenizer import Tokenizer
+from u1_core.weights.gguf_file import GgufSource
+from u1_core.weights.gguf_layers import QuantisedLayers
 from u1_core.weights.layout import layer_bytes
-from u1_core.weights.snapshot import Snapshot
+from u1_core.weights.snapshot import GGUF, Snapshot
 from u1_core.weights.store import Progress, load_generation, load_understanding
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,7 +33,13 @@ class Session:
     `lease` is held by whoever computes on the device: a sampler for a picture, a trainer for a step.
     """
 
-    def __init__(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, on_progress: Progress | None):
+    def __init__(
+        self,
+        snapshot: Snapshot | GgufSource,
+        device: torch.device,
+        dtype: torch.dtype,
+        on_progress: Progress | None,
+    ) -> None:
         self.snapshot = snapshot
         self.config: U1Config = snapshot.config
         self.device = device
@@ -43,7 +52,7 @@ class Session:
     def open(
         cls, model: Path | str, device: str = "auto", dtype: str = "auto", on_progress: Progress | None = None
     ) -> "Session":
-        """Open a snapshot folder or a .safetensors file with its config beside it. Reads headers only.
+        """Open a snapshot folder, or a .safetensors or .gguf file with its config beside it. Reads headers only.
 
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; dtype: "auto" (bf16 on a GPU, fp32 on a CPU),
         "bf16" or "fp32". Raises U1Error for a model that does not check out.
@@ -53,7 +62,8 @@ class Session:
             raise U1Error(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
         if dtype == "auto":
             dtype = "fp32" if chosen.type == "cpu" else "bf16"
-        return cls(Snapshot.open(Path(model)), chosen, DTYPES[dtype], on_progress)
+        source = GgufSource if Path(model).suffix.lower() == GGUF else Snapshot
+        return cls(source.open(Path(model)), chosen, DTYPES[dtype], on_progress)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -65,14 +75,18 @@ class Session:
     def understanding(self) -> Understanding:
         """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used."""
         resident = self._room_for(UNDERSTANDING, GENERATION)
-        return load_understanding(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        understanding = load_understanding(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        self._hold_quantised(understanding.layers, towers=2)
+        return understanding
 
     @cached_property
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
         """The generation tower as the checkpoint has it: on the device if it fits there."""
         resident = self._room_for(GENERATION)
-        return load_generation(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        generation = load_generation(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        self._hold_quantised(generation.layers, towers=1)
+        return generation
 
     @property
     def generation(self) -> Generation:
@@ -103,11 +117,18 @@ class Session:
 
     def _room_for(self, *towers: str) -> bool:
         """Whether these towers fit on the device with a quarter of its free memory left to work in."""
-        if self.device.type != "cuda":
-            return True
         layers = range(self.config.layers)
         needed = sum(layer_bytes(self.config, tower, index, self.dtype) for tower in towers for index in layers)
-        return needed < 0.75 * torch.cuda.mem_get_info(self.device)[0]
+        return needed < self._room_bytes()
+
+    def _hold_quantised(self, layers: Sequence[LayerWeights], towers: int) -> None:
+        """Keep a tower's blocks on the device, if as many of `towers` fit that did not fit dequantised."""
+        if isinstance(layers, QuantisedLayers) and towers * layers.n_bytes < self._room_bytes():
+            layers.hold()
+
+    def _room_bytes(self) -> float:
+        """Bytes that weights may take on the device: three quarters of what is free there now."""
+        return 0.75 * torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
 
 
 def _device(name: str) -> torch.device:

@@ -23,6 +23,7 @@ from u1_core.train.prefixes import build_caption_prefixes, caption_sequences
 from u1_core.train.recipe import Recipe
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path
 from u1_core.train.step import Trainer, TrainingSet
+from u1_core.weights.gguf_file import refuse_training_on_quantised
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def _run(job: Job, session: Session, trainer: Trainer, folder: RunFolder) -> Out
 
 def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
     """Everything that comes before the first step. Writes nothing. What is quick to check is checked first."""
+    refuse_training_on_quantised(session.snapshot)
     config, device = session.config, session.device
     upstream = _upstream(session, recipe)
     adapter = new_adapter(session, recipe)

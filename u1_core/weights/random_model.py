@@ -35,6 +35,10 @@ class RandomWeights:
         scale, mean = _spread(name, shape)
         return normal.mul_(scale).add_(mean)
 
+    def read_into(self, name: str, place: Tensor) -> None:
+        """One tensor, rounded once to the dtype of `place`, wherever that is."""
+        place.copy_(self.read(name))
+
 
 def random_tensors(
     config: U1Config, seed: int = 0, dtype: torch.dtype = torch.bfloat16, device: Device = "cpu"

@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from u1_core.weights.header import DTYPE_NAMES, Header, TensorEntry, read_header
 INDEX = "model.safetensors.index.json"
 SUPPORTED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PICKLES = (".bin", ".pt", ".ckpt", ".pth", ".pkl")
+GGUF = ".gguf"
 KEY_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What single files made for ComfyUI put before every key."""
 
@@ -82,6 +83,10 @@ class Snapshot:
         except (SafetensorError, OSError) as problem:
             raise U1Error(f"{entry.file}: cannot read {entry.key} ({problem})") from None
 
+    def read_into(self, name: str, place: Tensor) -> None:
+        """One tensor, rounded once to the dtype of `place`, wherever that is."""
+        place.copy_(self.read(name))
+
     def fingerprint(self) -> str:
         """16 hex digits that tell this checkpoint from others wherever it lies: names, shapes, dtypes and samples.
 
@@ -91,11 +96,8 @@ class Snapshot:
         for name, entry in sorted(self.tensors.items()):
             digest.update(f"{name} {DTYPE_NAMES[entry.dtype]} {entry.shape}\n".encode())
         for path in sorted({entry.file for entry in self.tensors.values()}, key=lambda path: path.name):
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                for i in range(_FINGERPRINT_SAMPLES):
-                    file.seek(i * size // _FINGERPRINT_SAMPLES)
-                    digest.update(file.read(_SAMPLE_BYTES))
+            for sample in file_samples(path):
+                digest.update(sample)
         return digest.hexdigest()[:16]
 
 
@@ -113,6 +115,21 @@ class _OpenFiles:
             return self._handles[path]
 
 
+def file_samples(path: Path) -> Iterator[bytes]:
+    """64 pieces of a file, evenly spread over it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for i in range(_FINGERPRINT_SAMPLES):
+            file.seek(i * size // _FINGERPRINT_SAMPLES)
+            yield file.read(_SAMPLE_BYTES)
+
+
+def shared_prefix(keys: Iterable[str]) -> str:
+    """What a file made for ComfyUI puts before every key, or nothing."""
+    keys = list(keys)
+    return next((prefix for prefix in KEY_PREFIXES if keys and all(key.startswith(prefix) for key in keys)), "")
+
+
 def check_shapes(config: U1Config, shapes: Mapping[str, Shape]) -> list[str]:
     """Every way in which a checkpoint's names and shapes differ from what its config asks for; empty when none."""
     expected = tensor_shapes(config.with_head_width_of(shapes))
@@ -124,7 +141,8 @@ def check_shapes(config: U1Config, shapes: Mapping[str, Shape]) -> list[str]:
         for name, shape in expected.items()
         if name in shapes and tuple(shapes[name]) != shape
     ]
-    return mixed_up + _some("missing", missing) + _some("unexpected", unexpected) + _some("of wrong shape", misshapen)
+    differing = (("missing", missing), ("unexpected", unexpected), ("of wrong shape", misshapen))
+    return mixed_up + [phrase for what, names in differing for phrase in listed(what, names)]
 
 
 def _mix_ups(config: U1Config, shapes: Mapping[str, Shape]) -> tuple[list[str], tuple[str, ...]]:
@@ -148,10 +166,10 @@ def _check_dtypes(tensors: Mapping[str, TensorEntry]) -> list[str]:
         if entry.dtype not in SUPPORTED_DTYPES
     ]
     supported = ", ".join(DTYPE_NAMES[dtype] for dtype in SUPPORTED_DTYPES)
-    return _some(f"of an unsupported dtype (supported: {supported})", wrong)
+    return listed(f"of an unsupported dtype (supported: {supported})", wrong)
 
 
-def _some(what: str, items: Sequence[str]) -> list[str]:
+def listed(what: str, items: Sequence[str]) -> list[str]:
     """One phrase for many like problems: "384 tensors missing, e.g. a, b, c"."""
     if not items:
         return []
@@ -182,6 +200,8 @@ def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
 def _single_file(path: Path) -> Path:
     if path.suffix.lower() in PICKLES:
         raise U1Error(f"{path}: {_pickle_reason(path.suffix)}")
+    if path.suffix.lower() == GGUF:
+        raise U1Error(f"{path}: a {GGUF} file is for sampling; give the model's folder or .safetensors file here")
     if path.suffix.lower() != ".safetensors":
         raise U1Error(f"{path}: a model is a folder or a .safetensors file; give the folder that holds this file")
     if shard := _SHARD.fullmatch(path.name):
@@ -218,6 +238,9 @@ def _missing_from_numbering(files: Iterable[Path]) -> list[str]:
 
 
 def _why_no_weights(folder: Path) -> str:
+    ggufs = sorted(folder.glob(f"*{GGUF}"))
+    if ggufs:
+        return f"there are no .safetensors files in this folder; to sample from a {GGUF} file, give it: {ggufs[0]}"
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICKLES)
     if not pickles:
         return "there are no .safetensors files in this folder"
@@ -241,7 +264,7 @@ def _read_headers(files: Iterable[Path], problems: list[str]) -> list[Header]:
 def _by_model_name(headers: Sequence[Header], problems: list[str]) -> dict[str, TensorEntry]:
     """All files' tensors by the model's names: without the prefix, if every key has the same one."""
     entries = [entry for header in headers for entry in header.tensors.values()]
-    prefix = next((p for p in KEY_PREFIXES if entries and all(entry.key.startswith(p) for entry in entries)), "")
+    prefix = shared_prefix(entry.key for entry in entries)
     copies = Counter(entry.key for entry in entries)
-    problems += _some("there twice", [key for key, count in copies.items() if count > 1])
+    problems += listed("there twice", [key for key, count in copies.items() if count > 1])
     return {entry.key.removeprefix(prefix): entry for entry in entries}

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, U1Config, tensor_shapes
+from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, Shape, U1Config, tensor_shapes
 from u1_core.model.views import Generation, LayerWeights, Understanding
+from u1_core.weights.gguf_file import GgufSource
+from u1_core.weights.gguf_layers import QuantisedLayers
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
 
 Device = str | torch.device
@@ -18,12 +21,14 @@ Progress = Callable[[int, int], None]
 
 
 class TensorSource(Protocol):
-    """Where tensors come from: a `Snapshot`, or random numbers."""
+    """Where tensors come from: a `Snapshot`, a `GgufSource`, or random numbers."""
 
     @property
     def config(self) -> U1Config: ...
 
     def read(self, name: str) -> Tensor: ...
+
+    def read_into(self, name: str, place: Tensor) -> None: ...
 
 
 def load_understanding(
@@ -61,7 +66,7 @@ def load_layer(source: TensorSource, tower: str, index: int, device: Device, dty
     """One layer, in a buffer of its own. Every tensor is rounded to `dtype` once, on its way into its place."""
     layer = allocate_layer(source.config, tower, index, dtype, device)
     for name, place in layer_slices(source.config, tower, index, layer.weights):
-        place.copy_(source.read(name))
+        source.read_into(name, place)
     return layer
 
 
@@ -90,20 +95,26 @@ class _Loader:
     done_bytes: int = 0
     total_bytes: int = 0
 
+    @cached_property
+    def _shapes(self) -> dict[str, Shape]:
+        return tensor_shapes(self.source.config)
+
     def expect(self, tower: str, resident: bool, names: Sequence[str]) -> None:
         """Say what is going to be loaded, so that progress knows the whole."""
         config = self.source.config
-        shapes = tensor_shapes(config)
-        self.total_bytes = sum(math.prod(shapes[name]) for name in names) * self.dtype.itemsize
+        self.total_bytes = sum(math.prod(self._shapes[name]) for name in names) * self.dtype.itemsize
         if resident:
             self.total_bytes += sum(layer_bytes(config, tower, i, self.dtype) for i in range(config.layers))
 
     def tensor(self, name: str) -> Tensor:
-        tensor = self.source.read(name).to(device=self.device, dtype=self.dtype, copy=True)
+        tensor = torch.empty(self._shapes[name], dtype=self.dtype, device=self.device)
+        self.source.read_into(name, tensor)
         self._count(tensor.nbytes)
         return tensor
 
     def layers(self, tower: str, resident: bool) -> Sequence[LayerWeights]:
+        if not resident and isinstance(self.source, GgufSource):
+            return QuantisedLayers(self.source, tower, self.device, self.dtype)
         if not resident:
             return MappedLayers(self.source, tower, self.device, self.dtype)
         layers = []

@@ -1,0 +1,119 @@
+"""Sampling on a quantised model, wherever its blocks are, against the same numbers dequantised beforehand."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from u1_core.cli.main import main
+from u1_core.lora.adapter import Adapter, LoraModule
+from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.sample.guidance import Guidance
+from u1_core.sample.settings import SampleSettings
+from u1_core.sample.text_to_image import text_to_image
+from u1_core.session import Session
+from u1_core.weights.gguf_file import GgufSource
+from u1_core.weights.gguf_layers import QuantisedLayers
+from u1_core.weights.layout import layer_bytes, layer_slices
+
+SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(4.0))
+PLACEMENTS = ("dequantised on the device", "blocks on the device", "blocks in the file")
+
+
+@pytest.fixture(scope="session")
+def q4(gguf_model):
+    """A U1 as Q4_K_M. Read only."""
+    return gguf_model()
+
+
+@pytest.fixture
+def open_at(monkeypatch) -> Callable[..., Session]:
+    """(path, placement, dtype="fp32") -> a session that finds as much room on its device as leads to that placement."""
+
+    def open_session(path, placement: str, dtype: str = "fp32") -> Session:
+        session = Session.open(path, "cpu", dtype)
+        whole = layer_bytes(session.config, GENERATION, 0, session.dtype) * session.config.layers
+        room = dict(zip(PLACEMENTS, (math.inf, 0.999 * whole, 0), strict=True))[placement]
+        monkeypatch.setattr(session, "_room_bytes", lambda: room)
+        return session
+
+    return open_session
+
+
+def lora(config) -> Adapter:
+    """On every linear map of the generation tower's layers and the head, strong enough to be seen."""
+    modules = {}
+    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
+        if "_mot_gen" in path or ".fm_head." in path:
+            generator = torch.Generator().manual_seed(number)
+            down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
+            modules[path] = LoraModule(down, up, alpha=0.02)
+    return Adapter(modules, strength=0.7)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_picture_with_a_lora_is_that_of_the_dequantised_model(q4, open_at, tmp_path, placement, dtype):
+    """To the last bit: prompt, guidance, LoRA and all."""
+    reference = Session.open(q4.write_dequantised(tmp_path / "dequantised"), "cpu", dtype)
+    session = open_at(q4.path, placement, dtype)
+    plain = text_to_image(reference, "a fox", SETTINGS).pictures
+    for one in (reference, session):
+        one.use([lora(one.config)])
+    theirs, ours = (text_to_image(one, "a fox", SETTINGS).pictures for one in (reference, session))
+    assert torch.equal(ours, theirs)
+    assert torch.isfinite(ours).all()
+    assert (theirs - plain).abs().max() > 0.01
+    assert theirs.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["u1.5", "a3b"])
+@pytest.mark.parametrize("recipe", ["Q5_K_S", "Q4_0"])
+def test_other_kinds_and_formats(gguf_model, open_at, tmp_path, kind, recipe):
+    model = gguf_model(recipe, kind)
+    reference = Session.open(model.write_dequantised(tmp_path / "dequantised"), "cpu")
+    theirs = text_to_image(reference, "a fox", SETTINGS).pictures
+    assert torch.equal(text_to_image(open_at(model.path, "blocks in the file"), "a fox", SETTINGS).pictures, theirs)
+
+
+def test_room_decides_where_the_blocks_are(q4, open_at):
+    dequantised, held, mapped = (open_at(q4.path, placement).base_generation.layers for placement in PLACEMENTS)
+    assert isinstance(dequantised, list)
+    assert all(isinstance(layers, QuantisedLayers) for layers in (held, mapped))
+    assert (held.held, mapped.held) == (True, False)
+
+
+def test_layers_are_fresh_and_behave_as_a_sequence(q4):
+    source = GgufSource.open(q4.path)
+    layers = QuantisedLayers(source, UNDERSTANDING, "cpu", torch.float32)
+    assert len(layers) == len(list(layers)) == 3
+    last = dict(layer_slices(source.config, UNDERSTANDING, 2, layers[-1]))
+    assert all(torch.equal(tensor, source.read(name)) for name, tensor in last.items())
+    layers[0].qkv.zero_()
+    assert layers[0].qkv.abs().max() > 0
+    with pytest.raises(IndexError):
+        layers[3]
+
+
+def test_blocks_take_the_bytes_that_the_file_has(q4):
+    source = GgufSource.open(q4.path)
+    layers = QuantisedLayers(source, GENERATION, "cpu", torch.bfloat16)
+    entries = (entry for name, entry in source.tensors.items() if ".layers." in name and "_mot_gen" in name)
+    assert layers.n_bytes == sum(entry.n_bytes for entry in entries)
+    assert layers.n_bytes < 0.33 * 3 * layer_bytes(source.config, GENERATION, 0, torch.bfloat16)
+    before = layers.n_bytes
+    layers.hold()
+    assert layers.n_bytes == before
+
+
+def test_the_embedding_of_tokens_stays_in_host_memory_rounded_once(q4, open_at):
+    understanding = open_at(q4.path, "blocks in the file", "bf16").understanding
+    expected = torch.tensor(q4.numbers[EMBED_TOKENS]).to(torch.bfloat16)
+    assert torch.equal(understanding.embed_tokens, expected)
+
+
+def test_u1_sample_takes_a_gguf_file(q4, tmp_path):
+    arguments = ("--size", "32x32", "--steps", "1", "--device", "cpu")
+    assert main(["sample", "a fox", "--model", str(q4.path), *arguments, "--out", str(tmp_path / "fox.png")]) == 0
+    assert (tmp_path / "fox.png").stat().st_size > 500
