@@ -53,7 +53,7 @@ def test_a_run_lowers_the_loss_and_leaves_what_it_learned(session, recipe, run, 
 
 def test_events_tell_what_is_trained_and_each_step(session, recipe, run, with_train):
     job = run(session, with_train(recipe, steps=3, grad_accum=2, checkpoint_every=2))
-    assert kinds(job) == ["started", "prepared", "step", "step", "checkpoint", "step", "results", "finished"]
+    assert kinds(job) == ["started", "checked", "prepared", "step", "step", "checkpoint", "step", "results", "finished"]
     checking = [event.data for event in job.events() if event.kind == "checking"]
     assert checking[-1] == {"done": 5, "total": 5}
     by_kind = {event.kind: event.data for event in job.events()}

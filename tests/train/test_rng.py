@@ -1,6 +1,6 @@
 import torch
 
-from u1_core.train.rng import generator, sample_of_draw
+from u1_core.train.rng import BLOCK, WINDOW, generator, sample_of_draw
 
 
 def test_numbers_depend_on_what_they_are_for_and_on_nothing_else():
@@ -26,3 +26,16 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own():
 
 def test_without_shuffle_samples_come_by_number():
     assert [sample_of_draw(0, draw, 3, False) for draw in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_large_set_is_shuffled_in_windows_of_a_few_blocks():
+    count = 5 * WINDOW + 77
+    epochs = [[sample_of_draw(1, draw, count, True) for draw in range(e * count, (e + 1) * count)] for e in (0, 1)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(count))
+        for start in range(0, count, WINDOW):
+            blocks = {sample // BLOCK for sample in epoch[start : start + WINDOW]}
+            assert len(blocks) <= WINDOW // BLOCK + 1  # the short last block may shift the others by a part
+    assert epochs[0] != epochs[1]
+    first = epochs[0][:WINDOW]
+    assert sum(abs(a - b) == 1 for a, b in zip(first, first[1:], strict=False)) < WINDOW / 50

@@ -111,11 +111,15 @@ def fit_crop(image: Image.Image, width: int, height: int, mode: str = "crop") ->
         return image.resize((width, height), Image.Resampling.BICUBIC)
     if mode != "crop":
         raise U1Error(f"fit is {mode!r}, but it must be crop or stretch{nearest(mode, ('crop', 'stretch'))}")
-    scale = max(width / image.width, height / image.height)
-    kept_width, kept_height = width / scale, height / scale
-    left, top = (image.width - kept_width) / 2, (image.height - kept_height) / 2
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + kept_width), min(image.height, top + kept_height))
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=cover_box(image.size, (width, height)))
+
+
+def cover_box(original: Size, size: Size) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the middle part of a picture of `original` size that has the ratio of `size`."""
+    scale = max(size[0] / original[0], size[1] / original[1])
+    kept_width, kept_height = size[0] / scale, size[1] / scale
+    left, top = (original[0] - kept_width) / 2, (original[1] - kept_height) / 2
+    return max(0.0, left), max(0.0, top), min(original[0], left + kept_width), min(original[1], top + kept_height)
 
 
 def _fit_tokens(columns: float, rows: float, budget: int) -> tuple[int, int]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from u1_core.errors import U1Error
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MASK_SUFFIX = ".mask.png"
 SHOWN_PROBLEMS = 8
 
+_REPEATS = re.compile(r"([1-9]\d*)_.")
 _THINK_LINE = re.compile(r"^\s*-{3,}\s*think\s*-{3,}\s*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -18,11 +20,16 @@ class Sample:
     """A picture and what is said of it."""
 
     id: str
-    """The picture's path inside the folder, with forward slashes."""
+    """The picture's path inside the folder, with forward slashes; of a table's row, its sample_id."""
     path: Path
+    """The picture's file; of a table's row, the table's."""
     caption: str
     think: str | None = None
     """The reasoning after the caption's `---think---` line."""
+    repeats: int = 1
+    """Turns that it has in an epoch: the N of the nearest folder above it that is named N_something."""
+    mask: Path | None = None
+    """The file NAME.mask.png beside it, if there is one."""
 
 
 def read_folder(folder: Path, limit: int | None = None) -> tuple[list[Sample], dict[str, str]]:
@@ -41,7 +48,7 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list[Sample], d
     for name, path in pictures:
         try:
             caption, think = _read_caption(path.with_suffix(".txt"))
-            samples.append(Sample(name, path, caption, think))
+            samples.append(Sample(name, path, caption, think, repeats_of(name), _mask_of(path)))
         except U1Error as problem:
             problems[name] = str(problem)
     return samples, problems
@@ -67,13 +74,28 @@ def split_caption(text: str) -> tuple[str, str | None]:
     return caption.strip(), think or None
 
 
+def repeats_of(name: str) -> int:
+    """Turns in an epoch of the picture with this id: `10_ink/a.png` has ten, as other trainers count."""
+    numbers = [int(match[1]) for part in name.split("/")[:-1] if (match := _REPEATS.match(part))]
+    return numbers[-1] if numbers else 1
+
+
 def _picture_ids(folder: Path) -> dict[str, Path]:
-    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES}
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if _is_picture(path)}
     return {
         inner.as_posix(): path
         for inner, path in paths.items()
         if path.is_file() and not any(part.startswith(".") for part in inner.parts)
     }
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.lower().endswith(MASK_SUFFIX)
+
+
+def _mask_of(path: Path) -> Path | None:
+    mask = path.with_name(path.stem + MASK_SUFFIX)
+    return mask if mask.is_file() else None
 
 
 def _read_caption(path: Path) -> tuple[str, str | None]:

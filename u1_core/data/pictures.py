@@ -4,13 +4,15 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from u1_core.errors import U1Error
@@ -22,28 +24,70 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 WIDEST_RATIO = 200
 """How many times as long as the other one side of an input picture may be (Qwen2.5-VL)."""
+TURNED = range(5, 9)
+"""EXIF orientations that exchange width and height."""
+
+Source = Path | bytes | Image.Image
+"""A picture file, its bytes, or an image already open."""
+
+# PIL refuses what is over twice its limit, as we do; what it only warns of, below that, is an ordinary large picture.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_picture(source: Path | bytes | Image.Image) -> Image.Image:
-    """A picture file, its bytes, or an image already open -> RGB, 8 bit, upright; the first frame if there are several.
+def open_picture(source: Source, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """A picture -> RGB, 8 bit, upright; the first frame if there are several.
 
-    Transparency goes over white, colours go from the picture's own profile to sRGB. Raises U1Error naming the file if
-    it is missing, broken, cut short or not a picture.
+    Transparency goes over white, colours go from the picture's own profile to sRGB. With `at_least` (width, height) a
+    JPEG may come reduced by 2, 4 or 8, several times as fast, but no smaller than that. Raises U1Error naming the file
+    if it is missing, broken, cut short, not a picture, or so huge that opening it is not safe.
     """
+    with _opened(source) as image:
+        if at_least and image.format == "JPEG":
+            image.draft(None, at_least[::-1] if _orientation(image) in TURNED else at_least)
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def picture_size(source: Source) -> tuple[int, int]:
+    """(width, height) of a picture, upright, from its header alone. Raises U1Error like `open_picture`."""
+    with _opened(source) as image:
+        return image.size[::-1] if _orientation(image) in TURNED else image.size
+
+
+def open_alpha(source: Source) -> Image.Image:
+    """How opaque each pixel of a picture is, upright, as an L image; all white for one without transparency."""
+    with _opened(source) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            return upright.convert("RGBA").getchannel("A")
+        return Image.new("L", upright.size, 255)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """The image behind `source`; whatever goes wrong with it inside the block becomes a U1Error that names it."""
     name = source if isinstance(source, Path) else "picture"
     try:
         if isinstance(source, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(source))
+            yield source
+            return
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except FileNotFoundError:
         raise U1Error(f"{name}: there is no such file") from None
     except Image.UnidentifiedImageError:
         raise U1Error(f"{name}: is no picture in a format that can be read; use PNG, JPEG, WebP or TIFF") from None
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise U1Error(f"{name}: is over {limit:.0f} megapixels, too huge to be opened safely; shrink it") from None
     except U1Error as problem:
         raise U1Error(f"{name}: {problem}") from None
     except Exception as problem:  # decoders raise whatever they stumble over
-        raise U1Error(f"{name}: cannot be read as a picture, it is broken or cut short ({problem})") from None
+        words = " ".join(str(problem).split())
+        raise U1Error(f"{name}: cannot be read as a picture, it is broken or cut short ({words})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -59,7 +59,7 @@ def build_sequence(
     Raises U1Error if marks and pictures differ in number, or if the text itself holds the tokens of a picture.
     """
     blocks = [(picture.grid[0] // merge, picture.grid[1] // merge) for picture in pictures]
-    text = _put_pictures(query, [rows * columns for rows, columns in blocks])
+    text = put_pictures(query, [rows * columns for rows, columns in blocks])
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
     is_context = ids == tokenizer.img_context
     spans = tuple(_spans(is_context))
@@ -71,8 +71,11 @@ def build_sequence(
     return TokenSequence(ids, positions, spans, tuple(pictures))
 
 
-def _put_pictures(query: str, tokens: Sequence[int]) -> str:
-    """`query` with `<img>`, context tokens and `</img>` in place of each mark."""
+def put_pictures(query: str, tokens: Sequence[int]) -> str:
+    """`query` with `<img>`, context tokens and `</img>` in place of each mark, as many as `tokens` has for it.
+
+    Raises U1Error if marks and pictures differ in number, or if the text itself holds the tokens of a picture.
+    """
     for raw in PICTURE_TOKENS:
         if raw in query.removesuffix(DRAW):
             raise U1Error(f"the prompt holds the token {raw}, which only a picture may bring; write {IMAGE} for one")

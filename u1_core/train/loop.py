@@ -1,14 +1,16 @@
 """A run from a recipe to its files: check everything, prepare, step, save. It is the work of a `Job`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from u1_core.data.folder import Sample, read_folder, refuse_problems
-from u1_core.data.picture_cache import PictureCache, decode_for_training
+from u1_core.data.check import Rules, check_dataset, problems_of
+from u1_core.data.dataset import Dataset, open_dataset
+from u1_core.data.folder import refuse_problems
+from u1_core.data.framing import Framing
+from u1_core.data.picture_cache import PictureCache, training_pictures
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter
@@ -17,9 +19,8 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
 from u1_core.model.views import Generation
 from u1_core.session import Session
-from u1_core.text.sequence import TokenSequence
 from u1_core.train.optimizers import make_optimizer
-from u1_core.train.prefixes import build_caption_prefixes, caption_sequences
+from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.recipe import Recipe
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path
 from u1_core.train.step import Trainer, TrainingSet
@@ -134,16 +135,21 @@ def _upstream(session: Session, recipe: Recipe) -> list[Adapter]:
     return [adapter.to(session.device, session.dtype)]
 
 
-def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[list[Sample], PictureCache, list[TokenSequence]]:
-    """The samples, their pictures and their prompts, all of them looked at. Raises one U1Error for all problems."""
-    data, token_pixels = recipe.data, session.config.token_pixels
-    folder = Path(data.data_dir).expanduser()
-    samples, problems = read_folder(folder, data.n_samples)
-    sequences, caption_problems = caption_sequences(session.tokenizer, recipe, samples)
-    decode = partial(
-        decode_for_training, max_pixels=data.cap_max_pixels, snap=data.snap_bucket, token_pixels=token_pixels
+def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, PictureCache, CaptionSequences]:
+    """The samples, their pictures and their prompts, checked. Raises one U1Error for all that cannot be trained on.
+
+    Emits "checking" (done, total pictures) and "checked" (findings: what else there is to know of the set).
+    """
+    data, style = recipe.data, recipe.style
+    dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
+    framing = Framing(data.cap_max_pixels, session.config.token_pixels, data.snap_bucket, data.fit, data.upscale)
+    pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
+    rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
+    findings = check_dataset(
+        dataset, pictures, rules, on_progress=lambda *n: job.emit("checking", done=n[0], total=n[1])
     )
-    pictures = PictureCache(samples, decode, data.cache_mb * 10**6)
-    picture_problems = pictures.check(lambda done, total: job.emit("checking", done=done, total=total))
-    refuse_problems(folder, problems | caption_problems | picture_problems)
-    return samples, pictures, sequences
+    job.emit("checked", findings=[asdict(finding) for finding in findings])
+    refuse_problems(dataset.source, problems_of(findings))
+    if data.upscale == "skip":
+        dataset.leave_out_small(framing)
+    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)

@@ -104,7 +104,9 @@ def section_prefix(kind: type) -> str:
 class Data(Section):
     """The pictures and captions."""
 
-    data_dir: str = setting("dataset/my_style", "folder of pictures with same-name .txt captions", SOME_TEXT)
+    data_dir: str = setting(
+        "dataset/my_style", "folder of pictures with same-name .txt captions, or a .parquet or .arrow file", SOME_TEXT
+    )
     cap_max_pixels: int = setting(2048 * 2048, "largest size a picture is trained at", PIXELS, "pixels")
     snap_bucket: bool = setting(
         True, "crop each picture to the official aspect ratio nearest to its own; else keep its own ratio", SWITCH
@@ -113,7 +115,25 @@ class Data(Section):
         False, "put the text after a caption's ---think--- line into the think block of the prompt", SWITCH
     )
     n_samples: int | None = setting(None, "use only the first so many pictures; null is all", COUNT, "pictures")
-    cache_mb: int = setting(4096, "memory for decoded pictures; more are decoded again", COUNT_OR_NONE, "MB")
+    fit: str = setting(
+        "crop",
+        "crop scales a picture to cover its size and cuts evenly; stretch distorts it",
+        one_of("crop", "stretch"),
+    )
+    upscale: str = setting(
+        "allow",
+        "what becomes of a picture smaller than its size: allow enlarges it, skip leaves it out, shrink_bucket trains "
+        "it at the largest size of that ratio that it fills",
+        one_of("allow", "skip", "shrink_bucket"),
+    )
+    masks: str = setting(
+        "none",
+        "what weighs each pixel's loss, white fully and black not at all: NAME.mask.png beside the picture (file), or "
+        "the picture's own transparency (alpha)",
+        one_of("none", "file", "alpha"),
+    )
+    cache_mb: int = setting(1024, "memory for decoded pictures; more are decoded again", COUNT_OR_NONE, "MB")
+    workers: int = setting(2, "threads that decode ahead; 0 decodes when its turn has come", COUNT_OR_NONE, "threads")
 
 
 @dataclass(frozen=True)
@@ -176,6 +196,12 @@ class Runtime(Section):
     device: str = setting("auto", "device that trains; auto is cuda where there is one, else cpu", DEVICE)
     cpu_device: str = setting("cpu", "where weights and prefix K/V rest when not in use", one_of("cpu"))
     keep_kvs_on_gpu: bool = setting(True, "keep every caption's prefix K/V on the device; else bring each in", SWITCH)
+    prefix_cache_mb: int = setting(
+        8192, "memory for captions' prefix K/V, where they rest; more are built again", COUNT_OR_NONE, "MB"
+    )
+    prefix_dir: str | None = setting(
+        None, "folder that keeps prefix K/V for this run and later ones; null builds them anew", SOME_TEXT
+    )
     gc_skip_last: int = setting(
         6,
         "last layers whose activations are kept for backward; the others' are computed again",

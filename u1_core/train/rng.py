@@ -11,6 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+BLOCK = 128
+"""Samples that stay neighbours however a large set is shuffled."""
+WINDOW = 8 * BLOCK
+"""Samples that are shuffled among each other; a set no larger than this is shuffled as a whole."""
+
 
 def seed_for(seed: int, draw: int, sample: str, purpose: str) -> int:
     """A 63-bit seed for one purpose ("t", "noise", …) of one draw of the sample with that id."""
@@ -24,11 +29,20 @@ def generator(seed: int, draw: int, sample: str, purpose: str) -> torch.Generato
 
 
 def sample_of_draw(seed: int, draw: int, count: int, shuffle: bool) -> int:
-    """Which of `count` samples has its turn at `draw`: each once in an epoch, in an order of the epoch's own."""
+    """Which of `count` samples has its turn at `draw`: each once in an epoch, in an order of the epoch's own.
+
+    Beyond `WINDOW` samples an epoch is a shuffled row of blocks, and the samples of every WINDOW / BLOCK of them are
+    shuffled among each other: what a stretch of the run needs lies close together in the set.
+    """
     epoch, place = divmod(draw, count)
     return int(_order(seed, epoch, count)[place]) if shuffle else place
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, epoch, "", "order"))
+    numbers = generator(seed, epoch, "", "order")
+    if count <= WINDOW:
+        return torch.randperm(count, generator=numbers)
+    blocks = torch.arange(count).split(BLOCK)
+    row = torch.cat([blocks[i] for i in torch.randperm(len(blocks), generator=numbers).tolist()])
+    return torch.cat([window[torch.randperm(len(window), generator=numbers)] for window in row.split(WINDOW)])

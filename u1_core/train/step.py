@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from u1_core.data.folder import Sample
+from u1_core.data.dataset import Dataset
 from u1_core.data.picture_cache import PictureCache
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
@@ -32,9 +32,14 @@ Record = dict[str, Any]
 class TrainingSet:
     """Samples, with their pictures and prefixes by the same number."""
 
-    samples: Sequence[Sample]
+    samples: Dataset
     pictures: PictureCache
     prefixes: CaptionPrefixes
+
+    def number_at(self, train: Train, draw: int) -> int:
+        """The number of the sample whose turn it is at `draw`."""
+        turns = self.samples.turns
+        return turns[sample_of_draw(train.seed, draw, len(turns), train.shuffle)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Turn:
     sample: str
     picture: Tensor
     """(1, 3, H, W), uint8."""
+    mask: Tensor | None
+    """(1, H, W), uint8: how much each pixel's loss weighs; None weighs all alike."""
     noise: Tensor
     """(1, 3, H, W), fp32, already scaled for the number of tokens."""
     t: Tensor
@@ -64,13 +71,19 @@ class Turn:
         """The noisy picture, t * x0 + (1 - t) * noise."""
         return torch.lerp(self.noise, self.x0, self.t)
 
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """The mask as fp32."""
+        return None if self.mask is None else self.mask.float() / 255
+
     @property
     def bucket(self) -> str:
         return f"{self.picture.shape[3]}x{self.picture.shape[2]}"
 
     def to(self, device: torch.device) -> "Turn":
         moved = {name: getattr(self, name).to(device) for name in ("picture", "noise", "t")}
-        return replace(self, **moved, prefix=move_prefix(self.prefix, device))
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, **moved, mask=mask, prefix=move_prefix(self.prefix, device))
 
 
 def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> Turn:
@@ -78,13 +91,15 @@ def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> T
 
     It depends on the seed, `draw` and the sample alone.
     """
-    index = sample_of_draw(train.seed, draw, len(data.samples), train.shuffle)
+    index = data.number_at(train, draw)
     sample = data.samples[index].id
 
     def drawn_for(purpose: str) -> torch.Generator:
         return generator(train.seed, draw, sample, purpose)
 
-    picture = data.pictures[index][None]
+    fetched = data.pictures.fetch(index)
+    data.pictures.expect(data.number_at(train, ahead) for ahead in range(draw + 1, draw + 1 + data.pictures.ahead))
+    picture = fetched.pixels[None]
     noise = torch.randn(picture.shape, generator=drawn_for("noise"))
     noise *= config.noise_scale_for(picture.shape[2] * picture.shape[3] // config.token_pixels**2)
     dropped = _dropout_at(train, torch.rand((), generator=drawn_for("condition")).item())
@@ -92,6 +107,7 @@ def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> T
         draw=draw,
         sample=sample,
         picture=picture,
+        mask=None if fetched.mask is None else fetched.mask[None],
         noise=noise,
         t=draw_timesteps(train, 1, config.t_eps, drawn_for("t")),
         prefix=data.prefixes.unconditional if dropped else data.prefixes.captions[index],
@@ -164,7 +180,7 @@ class Trainer:
         train, t_eps = self.recipe.train, self.config.t_eps
         turn = self._turn(draw).to(self._device)
         x_pred = self.predict(turn)
-        loss = flow_loss(train.loss_type, x_pred, turn.x0, turn.z, turn.t, t_eps, train.huber_delta)
+        loss = flow_loss(train.loss_type, x_pred, turn.x0, turn.z, turn.t, t_eps, train.huber_delta, turn.weights)
         (loss / train.grad_accum).backward()
         # The card is busy with the above until `item` waits for it: time to draw what comes next on the CPU.
         self._ahead = draw_turn(self.config, train, self.data, draw + 1)
