@@ -1,0 +1,111 @@
+"""Trains the detector: `python -m tools.nano.train_detector`. Each scene is shown once, as it is and mirrored.
+
+Half of the pictures are in the base style, the others in the five styles alike, and most of them are damaged.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from .damage import damaged
+from .detector import HEADS, SEEN, UNKNOWN, WEIGHTS, Detector, split, targets, to_tensor
+from .scene import KINDS, PLACES, Scene, conflict, random_group, random_scene
+from .styles import STYLES, render_styled
+
+BATCH = 64
+PEAK_RATE = 3e-3
+
+
+class Scenes(IterableDataset):
+    """Batches of pictures (N, 3, 96, 96) with the indices of what is on them."""
+
+    def __init__(self, batches: int, styled: float):
+        self.batches = batches
+        self.styled = styled
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for batch in range(first, self.batches, step):
+            rng = random.Random(f"detector/{batch}")
+            pictures, wanted = [], []
+            for scene in (crowded(random_scene(rng), rng) for _ in range(BATCH // 2)):
+                style = rng.choice(list(STYLES)) if rng.random() < self.styled else "base"
+                picture = np.asarray(
+                    Image.fromarray(render_styled(scene, style)).resize((SEEN, SEEN), Image.Resampling.BOX)
+                )
+                for shown in (picture, picture[:, ::-1]):
+                    pictures.append(damaged(shown, rng) if rng.random() < 0.7 else shown)
+                wanted += [targets(scene), targets(mirrored(scene))]
+            yield to_tensor(np.stack(pictures)), {head: torch.stack([rows[head] for rows in wanted]) for head in HEADS}
+
+
+def crowded(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with up to five groups, all kinds alike: more to learn from than a scene has by itself."""
+    for _ in range(rng.randrange(12)):
+        kind = rng.choice(KINDS)
+        grown = scene.with_group(replace(random_group(rng), kind=kind))
+        if len(grown.groups) <= 5 and conflict(grown) is None:
+            scene = grown
+    return scene
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The scene with left and right exchanged."""
+    other = dict(zip(PLACES, reversed(PLACES), strict=True))
+    groups = tuple(replace(group, place=other[group.place]) for group in scene.groups)
+    return replace(scene, light_place=other.get(scene.light_place), groups=groups)
+
+
+def loss_of(outputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """The sum over attributes of the mean cross-entropy of what is there to be told."""
+    losses = []
+    for head in HEADS:
+        for at, logits in enumerate(split(head, outputs[head]).values()):
+            index = wanted[head][..., at].flatten()
+            losses.append(nn.functional.cross_entropy(logits.flatten(0, -2), index, ignore_index=UNKNOWN))
+    return torch.stack(losses).sum()
+
+
+def train(batches: int, styled: float, workers: int, device: str) -> Detector:
+    torch.manual_seed(0)
+    detector = Detector().to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=batches, pct_start=0.15)
+    started, running = time.monotonic(), 0.0
+    loader = DataLoader(Scenes(batches, styled), batch_size=None, num_workers=workers)
+    for number, (pictures, wanted) in enumerate(loader, start=1):
+        loss = loss_of(detector(pictures.to(device)), {head: rows.to(device) for head, rows in wanted.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        running += (loss.item() - running) / min(number, 50)
+        if number % 50 == 0:
+            print(f"{number:6d} of {batches}  loss {running:.3f}  {time.monotonic() - started:.0f} s", flush=True)
+    return detector.cpu().eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=1000, help=f"of {BATCH} pictures")
+    parser.add_argument("--styled", type=float, default=0.5, help="share of pictures in the five styles")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    detector = train(given.batches, given.styled, given.workers, given.device)
+    save_file({name: tensor.half().contiguous() for name, tensor in detector.state_dict().items()}, WEIGHTS)
+    print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
