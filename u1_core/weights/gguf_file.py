@@ -139,7 +139,7 @@ def _open_reader(path: Path) -> Any:
         import gguf
     except ImportError:
         raise U1Error(
-            f"{path}: .gguf files are read with the gguf package, which is not installed: pip install gguf"
+            f"{path}: .gguf files are read with the gguf package, which is not installed: pip install -U gguf"
         ) from None
     try:
         reader = gguf.GGUFReader(path)
