@@ -1,21 +1,32 @@
 """The generation pass: a noisy picture, its timestep and the prompt's K/V -> the clean picture it predicts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from u1_core.model.attention import Segment, segmented
 from u1_core.model.config import GENERATION, NOISE_SCALE_EMBEDDER, TIMESTEP_EMBEDDER, VISION_GEN, U1Config
 from u1_core.model.embedders import embed_scalar
 from u1_core.model.head import predict_pixels
-from u1_core.model.layer import decoder_layer, grid_positions
-from u1_core.model.linear import TowerTerms
+from u1_core.model.layer import Attention, grid_positions
+from u1_core.model.linear import NO_TERMS, TowerTerms
 from u1_core.model.pixels import to_patches
 from u1_core.model.rope import rms_norm, rope_table
+from u1_core.model.stack import Keep, Packed, ladder, run_layers
 from u1_core.model.views import Generation, PrefixKV
 from u1_core.model.vision import embed_patches
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one generation pass is to look at; see `generation_pass` for shapes and meaning."""
+
+    z: Tensor
+    t: Tensor
+    prefixes: Sequence[PrefixKV]
+    terms: TowerTerms | None = None
 
 
 def generation_pass(
@@ -35,29 +46,49 @@ def generation_pass(
     share one batch. `recompute` keeps only each layer's input for backward and computes the rest again, for all but the
     last `keep_last` layers. Returns x_pred (K * B, 3, H, W), fp32.
     """
-    batch, _, height, width = z.shape
-    rows, columns = height // config.token_pixels, width // config.token_pixels
-    tokens, copies = rows * columns, len(prefixes) // batch
-    terms = terms or TowerTerms.none(config.layers)
+    kept = ladder(config.layers, recompute, keep_last)
+    return generation_passes(config, weights, [Pass(z, t, prefixes, terms)], kept)[0]
 
-    h = embed_noisy_picture(config, weights, z, t).repeat(copies, 1, 1).flatten(0, 1)
-    positions = grid_positions([prefix.next_t for prefix in prefixes], rows, columns, z.device)
-    rope = rope_table(config, positions)
+
+def generation_passes(
+    config: U1Config, weights: Generation, passes: Sequence[Pass], kept: Sequence[Keep] | None = None
+) -> list[Tensor]:
+    """Several passes, of any sizes, each layer brought in once for all of them: x_pred of each, fp32.
+
+    `kept` says for each layer what is kept for backward; everything by default. One backward of the summed losses does
+    a layer for all passes before the next, too, and gives the sum of the gradients that they would give apart.
+    """
+    packed = [_pack(config, weights, each) for each in passes]
+    hidden = run_layers(config, GENERATION, weights.layers, packed, kept)
+    return [_unpack(config, weights, each, h) for each, h in zip(passes, hidden, strict=True)]
+
+
+def _grid(config: U1Config, z: Tensor) -> tuple[int, int]:
+    """Rows and columns of tokens of a picture (B, 3, H, W)."""
+    return z.shape[2] // config.token_pixels, z.shape[3] // config.token_pixels
+
+
+def _pack(config: U1Config, weights: Generation, each: Pass) -> Packed:
+    """A pass's pictures, one for each prefix, as packed tokens."""
+    prefixes, (rows, columns) = each.prefixes, _grid(config, each.z)
+    copies, tokens = len(prefixes) // len(each.z), rows * columns
+    h = embed_noisy_picture(config, weights, each.z, each.t).repeat(copies, 1, 1).flatten(0, 1)
+    positions = grid_positions([prefix.next_t for prefix in prefixes], rows, columns, each.z.device)
     spans = [(row * tokens, (row + 1) * tokens) for row in range(len(prefixes))]
     segments = [Segment(*span, keys=(span,), causal=False, past=row) for row, span in enumerate(spans)]
 
-    def run_layer(index: int, h: Tensor) -> Tensor:
-        attention = segmented(segments, [prefix.layer(index) for prefix in prefixes])
-        return decoder_layer(config, GENERATION, weights.layers[index], h, rope, attention, terms.layers[index])[0]
+    def attention(index: int) -> Attention:
+        return segmented(segments, [prefix.layer(index) for prefix in prefixes])
 
-    for index in range(config.layers):
-        # No dropout draws from the global generator, so its state need not be kept for the second time round.
-        if recompute and index < config.layers - keep_last:
-            h = checkpoint(run_layer, index, h, use_reentrant=False, preserve_rng_state=False)
-        else:
-            h = run_layer(index, h)
-    h = rms_norm(h, weights.norm, config.rms_norm_eps).unflatten(0, (len(prefixes), tokens))
-    return predict_pixels(config, weights.modules, h, rows, columns, terms.modules).float()
+    terms = each.terms or TowerTerms.none(config.layers)
+    return Packed(h, rope_table(config, positions), attention, terms.layers)
+
+
+def _unpack(config: U1Config, weights: Generation, each: Pass, h: Tensor) -> Tensor:
+    """What came out of the layers as pictures (K * B, 3, H, W)."""
+    h = rms_norm(h, weights.norm, config.rms_norm_eps).unflatten(0, (len(each.prefixes), -1))
+    terms = each.terms.modules if each.terms else NO_TERMS
+    return predict_pixels(config, weights.modules, h, *_grid(config, each.z), terms).float()
 
 
 def embed_noisy_picture(config: U1Config, weights: Generation, z: Tensor, t: Tensor) -> Tensor:

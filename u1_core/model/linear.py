@@ -57,7 +57,12 @@ class TowerTerms:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank] = ()) -> Tensor:
     """`x @ weight.T + bias` plus every low-rank term. (…, in_features) -> (…, out_features)."""
-    return add_terms(F.linear(x, weight, bias), x, terms)
+    # The terms come first: a layer that is recomputed stops short of its last product, which backward does not need.
+    added = [term(x) for term in terms]
+    y = F.linear(x, weight, bias)
+    for part in added:
+        y = y + part
+    return y
 
 
 def add_terms(y: Tensor, x: Tensor, terms: Sequence[LowRank]) -> Tensor:

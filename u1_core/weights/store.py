@@ -4,31 +4,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, Shape, U1Config, tensor_shapes
+from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, Shape, tensor_shapes
 from u1_core.model.views import Generation, LayerWeights, Understanding
+from u1_core.weights.arena import Arena
 from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import QuantisedLayers
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
+from u1_core.weights.placement import Placement
+from u1_core.weights.ring import StreamedLayers
+from u1_core.weights.source import TensorSource
 
 Device = str | torch.device
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), as they are on the device."""
-
-
-class TensorSource(Protocol):
-    """Where tensors come from: a `Snapshot`, a `GgufSource`, or random numbers."""
-
-    @property
-    def config(self) -> U1Config: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-    def read_into(self, name: str, place: Tensor) -> None: ...
 
 
 def load_understanding(
@@ -49,14 +41,26 @@ def load_understanding(
 
 
 def load_generation(
-    source: TensorSource, device: Device, dtype: torch.dtype, resident: bool = True, progress: Progress | None = None
+    source: TensorSource,
+    device: Device,
+    dtype: torch.dtype,
+    resident: bool | Placement = True,
+    progress: Progress | None = None,
 ) -> Generation:
-    """The generation tower. Not resident: its layers come when asked for; all else is on the device."""
+    """The generation tower; all but its layers is on the device.
+
+    Its layers are on the device too, or (`resident` False) read each time they are asked for, or, with a `Placement`,
+    `StreamedLayers`: some on the device, the others in page-locked host memory and on the device in turns.
+    """
     names = [name for name in tensor_shapes(source.config) if name.startswith("fm_modules.")]
     loader = _Loader(source, torch.device(device), dtype, progress)
-    loader.expect(GENERATION, resident, ["language_model.model.norm_mot_gen.weight", *names])
+    loader.expect(GENERATION, bool(resident), ["language_model.model.norm_mot_gen.weight", *names])
+    if isinstance(resident, Placement):
+        layers = loader.placed_layers(GENERATION, resident)
+    else:
+        layers = loader.layers(GENERATION, resident)
     return Generation(
-        layers=loader.layers(GENERATION, resident),
+        layers=layers,
         norm=loader.tensor("language_model.model.norm_mot_gen.weight"),
         modules={name: loader.tensor(name) for name in names},
     )
@@ -117,12 +121,19 @@ class _Loader:
             return QuantisedLayers(self.source, tower, self.device, self.dtype)
         if not resident:
             return MappedLayers(self.source, tower, self.device, self.dtype)
-        layers = []
-        for index in range(self.source.config.layers):
-            buffer = load_layer(self.source, tower, index, self.device, self.dtype)
-            layers.append(buffer.weights)
-            self._count(buffer.flat.nbytes)
-        return layers
+        return [self._resident_layer(tower, index) for index in range(self.source.config.layers)]
+
+    def placed_layers(self, tower: str, placement: Placement) -> StreamedLayers:
+        streamed = [index for index in range(self.source.config.layers) if index not in placement.resident]
+        arena = Arena(self.source.config, tower, streamed, self.dtype)
+        arena.fill(self.source, pin=self.device.type == "cuda", on_layer=self._count)
+        resident = {index: self._resident_layer(tower, index) for index in sorted(placement.resident)}
+        return StreamedLayers(arena, resident, placement.slots, self.device)
+
+    def _resident_layer(self, tower: str, index: int) -> LayerWeights:
+        buffer = load_layer(self.source, tower, index, self.device, self.dtype)
+        self._count(buffer.flat.nbytes)
+        return buffer.weights
 
     def _count(self, n_bytes: int) -> None:
         self.done_bytes += n_bytes

@@ -1,0 +1,118 @@
+"""Layers in host memory, ready to be copied to a device: one arena, page-locked as far as the system allows.
+
+PyTorch's own pinned memory is rounded up to powers of two (a layer of 386 MB would take 512) and is cached when it is
+freed. This is ordinary memory, registered with CUDA layer by layer once it is filled, and given back when it is closed.
+"""
+
+import contextlib
+import mmap
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from u1_core.model.config import U1Config
+from u1_core.weights.layout import layer_bytes, layer_slices, layer_views
+from u1_core.weights.source import TensorSource
+
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every CUDA context of the process
+
+
+class Arena:
+    """Some of a tower's layers, each in one piece as `layer_views` sees it, one after the other.
+
+    Every layer starts on a page of its own, so that it can be page-locked by itself.
+    """
+
+    def __init__(self, config: U1Config, tower: str, layers: Sequence[int], dtype: torch.dtype) -> None:
+        self.config, self.tower, self.dtype = config, tower, dtype
+        self._pinned: dict[int, int] = {}
+        """Address of each page-locked layer."""
+        self._offsets, n_bytes = {}, 0
+        for index in layers:
+            self._offsets[index] = n_bytes
+            n_bytes += -(-self.layer_bytes(index) // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = torch.empty(n_bytes + mmap.PAGESIZE, dtype=torch.uint8)
+        start = -memory.data_ptr() % mmap.PAGESIZE
+        self._memory: Tensor | None = memory[start : start + n_bytes]
+        self._unregister = weakref.finalize(self, _unregister, self._pinned)
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Which layers are here, in the order in which they lie."""
+        return list(self._offsets)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the arena; 0 once it is closed."""
+        return self._memory.nbytes if self._memory is not None else 0
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """The layers that are page-locked: a device can fetch them while the host does something else."""
+        return frozenset(self._pinned)
+
+    def layer_bytes(self, index: int) -> int:
+        """Bytes of one layer, whether it is here or not."""
+        return layer_bytes(self.config, self.tower, index, self.dtype)
+
+    def layer(self, index: int) -> Tensor:
+        """A layer as one flat tensor of the arena's dtype, for as long as the arena is open."""
+        offset = self._offsets[index]
+        return self._memory[offset : offset + self.layer_bytes(index)].view(self.dtype)
+
+    def fill(
+        self,
+        source: TensorSource,
+        pin: bool = False,
+        pin_limit_bytes: int | None = None,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read every layer straight into its place, rounding to the arena's dtype once, and page-lock it if `pin`.
+
+        Page-locking stops at `pin_limit_bytes`, or where the system refuses more; what is left stays pageable.
+        `on_layer` is told each layer's bytes as they are there.
+        """
+        pinned_bytes = 0
+        for index in self._offsets:
+            flat = self.layer(index)
+            views = layer_views(self.config, self.tower, index, flat)
+            for name, place in layer_slices(self.config, self.tower, index, views):
+                source.read_into(name, place)
+            pinned_bytes += flat.nbytes
+            pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self._pin(index)
+            if on_layer:
+                on_layer(flat.nbytes)
+
+    def close(self) -> None:
+        """Unlock the memory and give it back to the system. Nothing may be under way from it any more."""
+        self._unregister()
+        self._memory = None
+
+    def _pin(self, index: int) -> bool:
+        flat = self.layer(index)
+        if not _register(flat.data_ptr(), flat.nbytes):
+            return False
+        self._pinned[index] = flat.data_ptr()
+        return True
+
+
+def _register(address: int, n_bytes: int) -> bool:
+    """Page-lock memory; False where the system does not allow it."""
+    torch.cuda.init()
+    if int(torch.cuda.cudart().cudaHostRegister(address, n_bytes, _PORTABLE)) == 0:
+        return True
+    _forget_error()
+    return False
+
+
+def _forget_error() -> None:
+    """A refusal stays on record as CUDA's last error and would be blamed on the next kernel: let it be this one."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+
+
+def _unregister(pinned: dict[int, int]) -> None:
+    while pinned:
+        torch.cuda.cudart().cudaHostUnregister(pinned.popitem()[1])

@@ -1,0 +1,117 @@
+"""Layers that do not all fit on the device: some stay there, the others take turns in a few slots."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from u1_core.model.views import LayerWeights
+from u1_core.weights.arena import Arena
+from u1_core.weights.copies import Copies, CudaCopies, PlainCopies, Slot
+from u1_core.weights.layout import layer_views
+
+
+class StreamedLayers(Sequence[LayerWeights]):
+    """A tower's layers, by number, in any order. **A layer is valid until another one is asked for.**
+
+    While one is being computed with, the slots fill with those that come next: as `expect` was told, and after that
+    upwards from the last one, beginning again at layer 0. Asking in another order is slower, not wrong. One thread at
+    a time, as the session's lease has it.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        resident: Mapping[int, LayerWeights],
+        slots: int,
+        device: torch.device,
+        copies: Callable[[Sequence[Slot]], Copies] | None = None,
+    ) -> None:
+        """The layers of `arena` are streamed, those in `resident` are on the device for good. The slots' memory is
+        taken now, once. `copies` makes what moves the bytes; by default it is what the device asks for.
+        """
+        self.resident = frozenset(resident)
+        self._arena, self._resident = arena, dict(resident)
+        slot_bytes = max((arena.layer_bytes(index) for index in arena.layers), default=0)
+        elements = slot_bytes // arena.dtype.itemsize
+        self._slots = [Slot(torch.empty(elements, dtype=arena.dtype, device=device)) for _ in range(slots)]
+        if copies:
+            self._copies = copies(self._slots)
+        else:
+            self._copies = CudaCopies(device, self._slots) if device.type == "cuda" else PlainCopies()
+        self._order: deque[int] = deque()
+        self._current: int | None = None
+        self._lent: Slot | None = None
+        self._weights: LayerWeights | None = None
+
+    def __len__(self) -> int:
+        return len(self._resident) + len(self._arena.layers)
+
+    def __getitem__(self, index: int) -> LayerWeights:
+        index = range(len(self))[index]
+        if index != self._current:
+            self._move_to(index)
+        if self._lent is not None:
+            self._copies.wait(self._lent)
+        return self._weights
+
+    @property
+    def slot_bytes(self) -> int:
+        """Device memory of the slots together."""
+        return sum(slot.flat.nbytes for slot in self._slots)
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """The streamed layers that are page-locked."""
+        return self._arena.pinned
+
+    def expect(self, order: Sequence[int]) -> None:
+        """The layers are going to be asked for in this order. A number that follows itself may be left out."""
+        self._order = deque(order)
+
+    def close(self) -> None:
+        """Give back the slots and the host memory. The layers cannot be asked for any more."""
+        self._copies.close()
+        self._slots, self._lent, self._weights, self._current = [], None, None, None
+        self._arena.close()
+
+    def _move_to(self, index: int) -> None:
+        if self._lent is not None:
+            self._copies.release(self._lent)
+            self._lent = None
+        if index in self._order:
+            while self._order.popleft() != index:
+                pass
+        else:
+            self._order.clear()
+        self._current = index
+        self._fill_slots()
+        if index in self._resident:
+            self._weights = self._resident[index]
+        else:
+            self._lent = next(slot for slot in self._slots if slot.layer == index)
+            self._weights = layer_views(self._arena.config, self._arena.tower, index, self._lent.flat)
+
+    def _fill_slots(self) -> None:
+        """Begin to bring in the current layer and those that come after it, as many as there are slots."""
+        wanted: list[int] = []
+        for layer in self._upcoming():
+            if layer not in self._resident and layer not in wanted:
+                wanted.append(layer)
+            if len(wanted) == len(self._slots):
+                break
+        there = {slot.layer for slot in self._slots}
+        idle = [slot for slot in self._slots if slot.layer not in wanted]
+        for layer in wanted:
+            if layer not in there:
+                slot = idle.pop()
+                slot.layer = layer
+                self._copies.start(slot, self._arena.layer(layer), layer in self._arena.pinned)
+
+    def _upcoming(self) -> Iterator[int]:
+        """The current layer, those that were announced, and a whole round from there."""
+        yield self._current
+        yield from self._order
+        last = self._order[-1] if self._order else self._current
+        for step in range(1, len(self)):
+            yield (last + step) % len(self)
