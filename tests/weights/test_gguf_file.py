@@ -117,7 +117,9 @@ def test_another_shape_in_the_metadata_must_hold_as_many_numbers(q4, tmp_path):
 
 def test_without_the_gguf_package(q4, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert problem_of(q4.path) == ".gguf files are read with the gguf package, which is not installed: pip install -U gguf"
+    assert (
+        problem_of(q4.path) == ".gguf files are read with the gguf package, which is not installed: pip install -U gguf"
+    )
 
 
 def test_without_a_config_it_says_what_to_put_where(copied):

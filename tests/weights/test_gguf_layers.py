@@ -1,6 +1,7 @@
 """Sampling on a quantised model, wherever its blocks are, against the same numbers dequantised beforehand."""
 
 import math
+import mmap
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +15,11 @@ from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
 from u1_core.weights.gguf_file import GgufSource
-from u1_core.weights.gguf_layers import QuantisedLayers
+from u1_core.weights.gguf_layers import BlockArena, QuantisedLayers
 from u1_core.weights.layout import layer_bytes, layer_slices
+from u1_core.weights.placement import Placement
+from u1_core.weights.ring import StreamedLayers
+from u1_core.weights.store import load_generation
 
 SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(4.0))
 PLACEMENTS = ("dequantised on the device", "blocks on the device", "blocks in the file")
@@ -117,3 +121,38 @@ def test_u1_sample_takes_a_gguf_file(q4, tmp_path):
     arguments = ("--size", "32x32", "--steps", "1", "--device", "cpu")
     assert main(["sample", "a fox", "--model", str(q4.path), *arguments, "--out", str(tmp_path / "fox.png")]) == 0
     assert (tmp_path / "fox.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("resident", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["u1", "a3b"])
+def test_streamed_as_blocks(gguf_model, kind, resident):
+    """Through a ring of two slots: the same layers, forward and backward, from a host memory of blocks."""
+    model, told = gguf_model("Q4_K_M", kind), []
+    source, placement = GgufSource.open(model.path), Placement.spread(3, resident, slots=2)
+    layers = load_generation(source, "cpu", torch.bfloat16, placement, lambda *counts: told.append(counts)).layers
+    assert isinstance(layers, StreamedLayers)
+    assert told[-1][0] == told[-1][1] == max(total for _, total in told)
+    whole = load_generation(source, "cpu", torch.bfloat16).layers
+    for index in (0, 1, 2, 2, 1, 0, 1):
+        ours, theirs = (dict(layer_slices(source.config, GENERATION, index, each[index])) for each in (layers, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    most = layer_bytes(source.config, GENERATION, 0, torch.bfloat16)
+    assert layers.slot_bytes < (0.7 * most if resident < 3 else 1)
+    layers.close()
+
+
+def test_a_picture_from_streamed_blocks(q4):
+    session = Session.open(q4.path, "cpu")
+    expected = text_to_image(session, "a fox", SETTINGS).pictures
+    session.base_generation = load_generation(session.snapshot, "cpu", torch.float32, Placement.spread(3, 1, slots=2))
+    assert torch.equal(text_to_image(session, "a fox", SETTINGS).pictures, expected)
+
+
+def test_an_arena_of_blocks_takes_the_bytes_that_the_file_has(q4):
+    source = GgufSource.open(q4.path)
+    arena = BlockArena(source, GENERATION, [0, 2], torch.bfloat16)
+    arena.fill(source)
+    entries = (entry for name, entry in source.tensors.items() if ".layers." in name and "_mot_gen" in name)
+    blocks = sum(entry.n_bytes for entry in entries) * 2 / 3
+    assert blocks <= arena.n_bytes < blocks + 2 * 11 * 256 + 2 * mmap.PAGESIZE
+    assert arena.layer(2).dtype == torch.uint8

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from u1_core.model.config import U1Config
+from u1_core.model.views import LayerWeights
 from u1_core.weights.layout import layer_bytes, layer_slices, layer_views
 from u1_core.weights.source import TensorSource
 
@@ -77,9 +78,7 @@ class Arena:
         pinned_bytes = 0
         for index in self._offsets:
             flat = self.layer(index)
-            views = layer_views(self.config, self.tower, index, flat)
-            for name, place in layer_slices(self.config, self.tower, index, views):
-                source.read_into(name, place)
+            self._read(source, index, flat)
             pinned_bytes += flat.nbytes
             pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self._pin(index)
             if on_layer:
@@ -89,6 +88,14 @@ class Arena:
         """Unlock the memory and give it back to the system. Nothing may be under way from it any more."""
         self._unregister()
         self._memory = None
+
+    def weights(self, index: int, flat: Tensor) -> LayerWeights:
+        """A layer as the model takes it, from a copy of its bytes in `flat`, on whatever device that is."""
+        return layer_views(self.config, self.tower, index, flat)
+
+    def _read(self, source: TensorSource, index: int, flat: Tensor) -> None:
+        for name, place in layer_slices(self.config, self.tower, index, self.weights(index, flat)):
+            source.read_into(name, place)
 
     def _pin(self, index: int) -> bool:
         flat = self.layer(index)

@@ -1,15 +1,17 @@
-"""A tower's layers kept quantised, and dequantised where they are used each time one is asked for."""
+"""A tower's layers kept quantised, and dequantised on the device they are used on each time one is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from u1_core.model.config import layer_tensor_shapes
 from u1_core.model.views import LayerWeights
+from u1_core.weights.arena import Arena
 from u1_core.weights.dequantise import dequantise_into
 from u1_core.weights.gguf_file import GgufSource
-from u1_core.weights.layout import allocate_layer, layer_slices
+from u1_core.weights.layout import ALIGNMENT_BYTES, allocate_layer, layer_slices
+from u1_core.weights.source import TensorSource
 
 
 class QuantisedLayers(Sequence[LayerWeights]):
@@ -21,21 +23,16 @@ class QuantisedLayers(Sequence[LayerWeights]):
     def __init__(self, source: GgufSource, tower: str, device: str | torch.device, dtype: torch.dtype) -> None:
         self._source, self._tower, self._device, self._dtype = source, tower, torch.device(device), dtype
         self.held = False
-        self._raw: dict[str, Tensor] = {
-            name: source.raw(name)
-            for index in range(source.config.layers)
-            for name, _ in layer_tensor_shapes(source.config, tower, index)
-        }
+        self._raw: dict[str, Tensor] = {}
+        for index in range(source.config.layers):
+            self._raw |= layer_blocks(source, tower, index)
 
     def __len__(self) -> int:
         return self._source.config.layers
 
     def __getitem__(self, index: int) -> LayerWeights:
-        index, config = range(len(self))[index], self._source.config
-        layer = allocate_layer(config, self._tower, index, self._dtype, self._device)
-        for name, place in layer_slices(config, self._tower, index, layer.weights):
-            dequantise_into(place, self._raw[name], self._source.tensors[name].type)
-        return layer.weights
+        index = range(len(self))[index]
+        return dequantised_layer(self._source, self._tower, index, self._raw, self._dtype, self._device)
 
     @property
     def n_bytes(self) -> int:
@@ -46,3 +43,57 @@ class QuantisedLayers(Sequence[LayerWeights]):
         """Copy the blocks to the device and keep them there."""
         self._raw = {name: raw.to(self._device, copy=True) for name, raw in self._raw.items()}
         self.held = True
+
+
+class BlockArena(Arena):
+    """Layers in host memory as their file has them, to be copied to a device as they are and dequantised there."""
+
+    def __init__(self, source: GgufSource, tower: str, layers: Sequence[int], dtype: torch.dtype) -> None:
+        """`dtype` is what they are dequantised to; the arena's own is bytes."""
+        self._source, self._weights_dtype = source, dtype
+        super().__init__(source.config, tower, layers, torch.uint8)
+
+    def layer_bytes(self, index: int) -> int:
+        """Bytes of one layer's blocks, each tensor's padded for the next."""
+        return sum(_padded(len(raw)) for raw in layer_blocks(self._source, self.tower, index).values())
+
+    def weights(self, index: int, flat: Tensor) -> LayerWeights:
+        """A layer dequantised from a copy of its blocks in `flat`, in memory of its own on the same device."""
+        pieces = self._pieces(index, flat)
+        return dequantised_layer(self._source, self.tower, index, pieces, self._weights_dtype, flat.device)
+
+    def _read(self, source: TensorSource, index: int, flat: Tensor) -> None:
+        blocks = layer_blocks(self._source, self.tower, index)
+        for name, piece in self._pieces(index, flat).items():
+            piece.copy_(blocks[name])
+
+    def _pieces(self, index: int, flat: Tensor) -> dict[str, Tensor]:
+        pieces, start = {}, 0
+        for name, raw in layer_blocks(self._source, self.tower, index).items():
+            pieces[name] = flat[start : start + len(raw)]
+            start += _padded(len(raw))
+        return pieces
+
+
+def layer_blocks(source: GgufSource, tower: str, index: int) -> dict[str, Tensor]:
+    """The blocks of each of a layer's tensors, in the mapped file."""
+    return {name: source.raw(name) for name, _ in layer_tensor_shapes(source.config, tower, index)}
+
+
+def dequantised_layer(
+    source: GgufSource,
+    tower: str,
+    index: int,
+    blocks: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> LayerWeights:
+    """A layer from its tensors' blocks, wherever these are, in memory of its own on `device`."""
+    layer = allocate_layer(source.config, tower, index, dtype, device)
+    for name, place in layer_slices(source.config, tower, index, layer.weights):
+        dequantise_into(place, blocks[name], source.tensors[name].type)
+    return layer.weights
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -8,7 +8,6 @@ import torch
 from u1_core.model.views import LayerWeights
 from u1_core.weights.arena import Arena
 from u1_core.weights.copies import Copies, CudaCopies, PlainCopies, Slot
-from u1_core.weights.layout import layer_views
 
 
 class StreamedLayers(Sequence[LayerWeights]):
@@ -90,7 +89,8 @@ class StreamedLayers(Sequence[LayerWeights]):
             self._weights = self._resident[index]
         else:
             self._lent = next(slot for slot in self._slots if slot.layer == index)
-            self._weights = layer_views(self._arena.config, self._arena.tower, index, self._lent.flat)
+            self._copies.wait(self._lent)
+            self._weights = self._arena.weights(index, self._lent.flat)
 
     def _fill_slots(self) -> None:
         """Begin to bring in the current layer and those that come after it, as many as there are slots."""

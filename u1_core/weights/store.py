@@ -12,7 +12,7 @@ from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDIN
 from u1_core.model.views import Generation, LayerWeights, Understanding
 from u1_core.weights.arena import Arena
 from u1_core.weights.gguf_file import GgufSource
-from u1_core.weights.gguf_layers import QuantisedLayers
+from u1_core.weights.gguf_layers import BlockArena, QuantisedLayers
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
 from u1_core.weights.placement import Placement
 from u1_core.weights.ring import StreamedLayers
@@ -50,7 +50,8 @@ def load_generation(
     """The generation tower; all but its layers is on the device.
 
     Its layers are on the device too, or (`resident` False) read each time they are asked for, or, with a `Placement`,
-    `StreamedLayers`: some on the device, the others in page-locked host memory and on the device in turns.
+    `StreamedLayers`: some on the device, the others in page-locked host memory and on the device in turns; those of a
+    GGUF file are kept and copied as blocks, and dequantised on the device.
     """
     names = [name for name in tensor_shapes(source.config) if name.startswith("fm_modules.")]
     loader = _Loader(source, torch.device(device), dtype, progress)
@@ -125,7 +126,12 @@ class _Loader:
 
     def placed_layers(self, tower: str, placement: Placement) -> StreamedLayers:
         streamed = [index for index in range(self.source.config.layers) if index not in placement.resident]
-        arena = Arena(self.source.config, tower, streamed, self.dtype)
+        if isinstance(self.source, GgufSource):
+            arena = BlockArena(self.source, tower, streamed, self.dtype)
+            dequantised = sum(layer_bytes(self.source.config, tower, index, self.dtype) for index in streamed)
+            self.total_bytes -= dequantised - sum(arena.layer_bytes(index) for index in streamed)
+        else:
+            arena = Arena(self.source.config, tower, streamed, self.dtype)
         arena.fill(self.source, pin=self.device.type == "cuda", on_layer=self._count)
         resident = {index: self._resident_layer(tower, index) for index in sorted(placement.resident)}
         return StreamedLayers(arena, resident, placement.slots, self.device)
