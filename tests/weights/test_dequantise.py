@@ -64,3 +64,16 @@ def test_chunks_join_without_a_seam(monkeypatch):
     monkeypatch.setattr(dequantise, "CHUNK_NUMBERS", 32 * 256)
     dequantise_into(pieces, raw, "Q5_K")
     assert torch.equal(bits(whole), bits(pieces))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a card's arithmetic with the CPU's")
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_card_gives_the_same_bits(name):
+    """Blocks copied to a card and taken apart there, into bf16 and fp32."""
+    raw = torch.from_numpy(random_blocks(name, 4096)).flatten()
+    for dtype in (torch.float32, torch.bfloat16):
+        here = torch.empty(4096 * FORMATS[name].numbers, dtype=dtype)
+        there = here.cuda()
+        dequantise_into(here, raw, name)
+        dequantise_into(there, raw, name)
+        assert torch.equal(here.nan_to_num(), there.cpu().nan_to_num())
