@@ -12,6 +12,7 @@ from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
 from u1_core.text.sequence import build_sequence
+from u1_core.weights.placement import Placement
 
 SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(1.0))
 
@@ -105,6 +106,14 @@ def test_fully_trained_tensors_take_the_bases_place(models, close):
     assert torch.equal(session.base_generation.modules[name], base)
     session.use([])
     assert session.generation.modules[name] is session.base_generation.modules[name]
+
+
+def test_layers_in_any_placement_draw_the_same_picture(kind, models):
+    placements = (None, Placement(frozenset({1}), slots=2), Placement(frozenset(), slots=1))
+    sessions = [Session.open(models[kind], "cpu", placement=placement) for placement in placements]
+    plain, *streamed = [text_to_image(session, "a fox", SETTINGS).pictures for session in sessions]
+    assert all(torch.equal(picture, plain) for picture in streamed)
+    assert sessions[1].base_generation.layers.resident == {1}
 
 
 def test_loras_of_another_model_are_refused_and_change_nothing(models):

@@ -21,6 +21,7 @@ from u1_core.text.tokenizer import Tokenizer
 from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import QuantisedLayers
 from u1_core.weights.layout import layer_bytes
+from u1_core.weights.placement import Placement
 from u1_core.weights.snapshot import GGUF, Snapshot
 from u1_core.weights.store import Progress, load_generation, load_understanding
 
@@ -39,6 +40,7 @@ class Session:
         device: torch.device,
         dtype: torch.dtype,
         on_progress: Progress | None,
+        placement: Placement | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.config: U1Config = snapshot.config
@@ -47,15 +49,22 @@ class Session:
         self.adapters: list[Adapter] = []
         self.lease = Lease()
         self._on_progress = on_progress
+        self._placement = placement
 
     @classmethod
     def open(
-        cls, model: Path | str, device: str = "auto", dtype: str = "auto", on_progress: Progress | None = None
+        cls,
+        model: Path | str,
+        device: str = "auto",
+        dtype: str = "auto",
+        on_progress: Progress | None = None,
+        placement: Placement | None = None,
     ) -> "Session":
         """Open a snapshot folder, or a .safetensors or .gguf file with its config beside it. Reads headers only.
 
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; dtype: "auto" (bf16 on a GPU, fp32 on a CPU),
-        "bf16" or "fp32". Raises U1Error for a model that does not check out.
+        "bf16" or "fp32". `placement` says where the generation tower's layers are to be; without it they are all on
+        the device if they fit. Raises U1Error for a model that does not check out.
         """
         chosen = _device(device)
         if dtype not in ("auto", *DTYPES):
@@ -63,7 +72,7 @@ class Session:
         if dtype == "auto":
             dtype = "fp32" if chosen.type == "cpu" else "bf16"
         source = GgufSource if Path(model).suffix.lower() == GGUF else Snapshot
-        return cls(source.open(Path(model)), chosen, DTYPES[dtype], on_progress)
+        return cls(source.open(Path(model)), chosen, DTYPES[dtype], on_progress, placement)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -82,8 +91,8 @@ class Session:
     @cached_property
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
-        """The generation tower as the checkpoint has it: on the device if it fits there."""
-        resident = self._room_for(GENERATION)
+        """The generation tower as the checkpoint has it: placed as was asked, else on the device if it fits there."""
+        resident = self._placement or self._room_for(GENERATION)
         generation = load_generation(self.snapshot, self.device, self.dtype, resident, self._on_progress)
         self._hold_quantised(generation.layers, towers=1)
         return generation

@@ -266,6 +266,19 @@ def test_pictures_seen_together_are_predicted_as_alone(tiny, kind):
     assert same(together, alone)
 
 
+def test_layers_that_inference_mode_brought_in_can_be_trained_through(tiny):
+    model = tiny("u1")
+    terms, factors = layer_terms(model.config)
+    passes, layers = [one_pass(model.config, terms=terms)], streamed(model)
+    weights = replace(model.generation, layers=layers)
+    with torch.inference_mode():
+        generation_passes(model.config, weights, passes)
+        layers[0]
+    expected = gradients(model.config, model.generation, passes, None, factors)
+    for kept in LADDERS:
+        assert same(gradients(model.config, weights, passes, kept, factors), expected)
+
+
 def test_streamed_layers_are_told_the_way_there_and_back(tiny):
     told = []
 

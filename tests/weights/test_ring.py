@@ -1,4 +1,6 @@
+import gc
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -145,6 +147,24 @@ def test_slots_are_all_the_device_memory_it_takes(ring):
     layers.close()
     assert layers.slot_bytes == 0
     assert layers._arena.n_bytes == 0
+
+
+@pytest.mark.parametrize("closed_by_hand", [True, False])
+def test_copies_under_way_are_waited_for_before_the_memory_goes(ring, closed_by_hand):
+    class Watched(LateCopies):
+        def close(self):
+            closed.append(arena() is not None and arena().n_bytes > 0)
+
+    closed = []
+    layers, _ = ring(3, copies=Watched)
+    arena = weakref.ref(layers._arena)
+    layers[0]
+    if closed_by_hand:
+        layers.close()
+    del layers
+    gc.collect()
+    assert closed == [True]
+    assert arena() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """Layers that do not all fit on the device: some stay there, the others take turns in a few slots."""
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,25 +27,28 @@ class StreamedLayers(Sequence[LayerWeights]):
         device: torch.device,
         copies: Callable[[Sequence[Slot]], Copies] | None = None,
     ) -> None:
-        """The layers of `arena` are streamed, those in `resident` are on the device for good. The slots' memory is
-        taken now, once. `copies` makes what moves the bytes; by default it is what the device asks for.
+        """Layers in `resident` are on the device for good; the others, from `arena`, are streamed. The slots' memory
+        is taken now, once. `copies` makes what moves the bytes; by default it is what the device asks for.
         """
         self.resident = frozenset(resident)
+        self._streamed = [index for index in range(arena.config.layers) if index not in resident]
         self._arena, self._resident = arena, dict(resident)
-        slot_bytes = max((arena.layer_bytes(index) for index in arena.layers), default=0)
+        slot_bytes = max((arena.layer_bytes(index) for index in self._streamed), default=0)
         elements = slot_bytes // arena.dtype.itemsize
         self._slots = [Slot(torch.empty(elements, dtype=arena.dtype, device=device)) for _ in range(slots)]
         if copies:
             self._copies = copies(self._slots)
         else:
             self._copies = CudaCopies(device, self._slots) if device.type == "cuda" else PlainCopies()
+        # Before the memory goes, by `close` or with the last reference, nothing may be on its way from or into it.
+        self._finish = weakref.finalize(self, self._copies.close)
         self._order: deque[int] = deque()
         self._current: int | None = None
         self._lent: Slot | None = None
         self._weights: LayerWeights | None = None
 
     def __len__(self) -> int:
-        return len(self._resident) + len(self._arena.layers)
+        return self._arena.config.layers
 
     def __getitem__(self, index: int) -> LayerWeights:
         index = range(len(self))[index]
@@ -62,7 +66,7 @@ class StreamedLayers(Sequence[LayerWeights]):
     @property
     def pinned(self) -> frozenset[int]:
         """The streamed layers that are page-locked."""
-        return self._arena.pinned
+        return self._arena.pinned & set(self._streamed)
 
     def expect(self, order: Sequence[int]) -> None:
         """The layers are going to be asked for in this order. A number that follows itself may be left out."""
@@ -70,7 +74,7 @@ class StreamedLayers(Sequence[LayerWeights]):
 
     def close(self) -> None:
         """Give back the slots and the host memory. The layers cannot be asked for any more."""
-        self._copies.close()
+        self._finish()
         self._slots, self._lent, self._weights, self._current = [], None, None, None
         self._arena.close()
 

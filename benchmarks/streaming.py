@@ -1,0 +1,145 @@
+"""Full-size U1 with its layers streamed from host memory, against the same with all of them resident.
+
+A sampling step at cfg 4, a training step on each rung of the ladder, and four small pictures accumulated. The weights
+are random. Figures are medians over the counted repeats after a warm-up, printed as a Markdown table and, with --json
+FILE, written with how the host memory was taken.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from work import PREFIX_TOKENS, Training, machine, measure, parser, sampling_step, table
+
+from u1_core.model.config import GENERATION, U1Config
+from u1_core.model.stack import Keep
+from u1_core.model.views import Generation, LayerWeights
+from u1_core.train.recipe import Recipe
+from u1_core.weights.arena import Arena
+from u1_core.weights.layout import layer_views
+from u1_core.weights.placement import Placement
+from u1_core.weights.random_model import RandomWeights
+from u1_core.weights.ring import StreamedLayers
+from u1_core.weights.store import load_generation
+
+SMALL = 1024
+ACCUMULATED = 4
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--slots", type=int, default=3)
+    args = options.parse_args()
+    device, config = torch.device(args.device), U1Config.from_file(args.config)
+    source = RandomWeights(config, device=device)
+    # All that is not in the layers; these come from the arena below.
+    ends = load_generation(source, device, torch.bfloat16, resident=False)
+    before = host_bytes()
+    arena = Arena(config, GENERATION, range(config.layers), torch.bfloat16)
+    seconds = timed(lambda: arena.fill(source))
+    pin_seconds = timed(lambda: arena.fill(Filled(config), pin=True))
+    host = {
+        "arena_gib": arena.n_bytes / 2**30,
+        "fill_s": seconds,
+        "pin_s": pin_seconds,
+        "pinned_layers": len(arena.pinned),
+        "resident_gib": (host_bytes() - before) / 2**30,
+    }
+    print(json.dumps(host), flush=True)
+    recipe, rows = Recipe(), {}
+    for resident in (0, config.layers // 2, config.layers):
+        name = {0: "all streamed", config.layers: "all resident"}.get(resident, f"{resident} resident")
+        with placed(arena, Placement.spread(config.layers, resident, args.slots), device) as layers:
+            weights = replace(ends, layers=layers)
+            rows[f"sampling, cfg 4, {name}"] = measure(
+                sampling_step(config, weights, args.width, args.height), args, device
+            )
+            training = Training.create(config, ends, recipe.lora.preset, recipe.unfreeze)
+            for work, step in training_steps(config, weights, training, args, resident):
+                rows[f"{work}, {name}"] = row = measure(step, args, device)
+                print(f"{work}, {name}", row, flush=True)
+            del weights, training
+    host["given_back_gib"] = give_back(arena)
+    print(f"\n{machine(device)}, {args.width}x{args.height}, prefix of {PREFIX_TOKENS} tokens, {args.slots} slots")
+    print(table(rows))
+    print(json.dumps(host))
+    if args.json:
+        found = {"machine": machine(device), "host": host, "rows": rows}
+        args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def training_steps(
+    config: U1Config, weights: Generation, training: Training, args, resident: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is measured of each placement: every rung where all is streamed or resident, the first in between."""
+    device = weights.norm.device
+    large = training.passes(1, args.width, args.height, device)
+    between = resident not in (0, config.layers)
+    for keep in [Keep.INPUT] if between else Keep:
+        yield f"training, keeping {keep.value}", lambda keep=keep: training.step(weights, large, [keep] * config.layers)
+    if not between:
+        small, kept = training.passes(ACCUMULATED, SMALL, SMALL, device), [Keep.INPUT] * config.layers
+        size = f"{ACCUMULATED} pictures of {SMALL}x{SMALL}"
+        yield f"{size}, layer by layer", lambda: training.step(weights, small, kept)
+        yield f"{size}, one by one", lambda: one_by_one(training, weights, small, kept)
+
+
+def one_by_one(training: Training, weights: Generation, turns: list, kept: list[Keep]) -> None:
+    for turn in turns[:-1]:
+        training.add_gradients(weights, [turn], kept)
+    training.step(weights, turns[-1:], kept)
+
+
+@contextmanager
+def placed(arena: Arena, placement: Placement, device: torch.device) -> Iterator[StreamedLayers | list[LayerWeights]]:
+    """The arena's layers, some of them on the device."""
+    resident = {
+        index: layer_views(arena.config, arena.tower, index, arena.layer(index).to(device))
+        for index in placement.resident
+    }
+    everything = len(resident) == arena.config.layers
+    layers = list(resident.values()) if everything else StreamedLayers(arena, resident, placement.slots, device)
+    yield layers
+    torch.cuda.synchronize(device)
+    del layers, resident
+    torch.cuda.empty_cache()
+
+
+class Filled:
+    """A source that leaves everything as it is: what remains of filling an arena is the page-locking."""
+
+    def __init__(self, config: U1Config) -> None:
+        self.config = config
+
+    def read_into(self, name: str, place: torch.Tensor) -> None:
+        pass
+
+
+def give_back(arena: Arena) -> float:
+    """Close the arena; how much less of the host's memory this process takes, in GiB."""
+    before = host_bytes()
+    arena.close()
+    return (before - host_bytes()) / 2**30
+
+
+def host_bytes() -> int:
+    """Memory of this process that is really in use, or 0 where /proc does not tell."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
