@@ -48,3 +48,19 @@ def test_losses_and_gradients_are_fp32_whatever_the_prediction_is(batch):
     loss.backward()
     assert loss.dtype == torch.float32
     assert x_pred.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss_type", ["x0", "v", "x0_huber", "v_huber"])
+def test_weights_make_the_loss_the_mean_over_what_they_cover(loss_type):
+    numbers = torch.Generator().manual_seed(0)
+    x_pred, x0, z = (torch.randn(2, 3, 4, 6, generator=numbers) for _ in range(3))
+    t = torch.tensor([0.3, 0.6])
+    weights = torch.zeros(2, 4, 6)
+    weights[0, :, :3] = 1.0
+    weights[1, 2:] = 0.25  # the mean is relative: so is a weight
+    loss = flow_loss(loss_type, x_pred, x0, z, t, 0.02, 0.7, weights)
+    first = flow_loss(loss_type, *(x[:1, :, :, :3] for x in (x_pred, x0, z)), t[:1], 0.02, 0.7)
+    second = flow_loss(loss_type, *(x[1:, :, 2:] for x in (x_pred, x0, z)), t[1:], 0.02, 0.7)
+    torch.testing.assert_close(loss, (first + second) / 2)
+    whole = flow_loss(loss_type, x_pred, x0, z, t, 0.02, 0.7, torch.ones(2, 4, 6))
+    torch.testing.assert_close(whole, flow_loss(loss_type, x_pred, x0, z, t, 0.02, 0.7))

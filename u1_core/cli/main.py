@@ -13,6 +13,7 @@ COMMANDS = {
     "interleave": ("u1_core.cli.interleave", "text with pictures in between"),
     "ask": ("u1_core.cli.ask", "ask about pictures, or just talk"),
     "train": ("u1_core.cli.train", "train a style LoRA from a recipe"),
+    "data": ("u1_core.cli.data", "check, pack and inspect pictures and captions"),
     "lora": ("u1_core.cli.lora", "inspect, plan and merge LoRA files"),
     "download": ("u1_core.cli.download", "fetch a model from the hub"),
     "parity": ("u1_core.cli.parity", "compare with what the official code computed"),

@@ -187,9 +187,8 @@ def _check_pictures(
     _check_frames(frames, rules, findings)
     names = list(prints)
     for alike in near_duplicates(list(prints.values())):
-        what = f"{len(alike)} pictures look alike"
-        advice = "keep one: what is seen twice is learned twice as hard"
-        findings.add("hurts", f"{what} (as {names[alike[0]]} does)", advice, *(names[number] for number in alike))
+        first, *others = (names[number] for number in alike)
+        findings.add("hurts", f"the picture looks like {first}", "keep one: what is seen twice counts twice", *others)
 
 
 def _check_frames(frames: Mapping[str, Frame], rules: Rules, findings: Findings) -> None:
