@@ -12,6 +12,7 @@ COMMANDS = {
     "edit": ("u1_core.cli.edit", "change one to ten pictures as a prompt says"),
     "interleave": ("u1_core.cli.interleave", "text with pictures in between"),
     "ask": ("u1_core.cli.ask", "ask about pictures, or just talk"),
+    "compare": ("u1_core.cli.compare", "one sheet: the same prompt and seed over LoRAs and numbers of steps"),
     "train": ("u1_core.cli.train", "train a style LoRA from a recipe"),
     "data": ("u1_core.cli.data", "check, pack and inspect pictures and captions"),
     "lora": ("u1_core.cli.lora", "inspect, plan and merge LoRA files"),

@@ -56,7 +56,7 @@ def line_chart(
             f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(level):.1f}" y2="{up(level):.1f}"/>'
         )
     for number, one in enumerate(drawn):
-        colour = f"s{number % 6}"
+        colour = _colour(number)
         if one.band:
             edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
             parts.append(f'<path class="band {colour}" d="{_path(edge, across, up)}Z"/>')
@@ -87,7 +87,7 @@ def histogram(counts: Sequence[int], expected: Sequence[float], x_name: str, y_n
 
 def legend(names: Sequence[str]) -> str:
     """The names of a chart's lines beside their colours."""
-    marks = "".join(f'<span><i class="s{n % 6}"></i>{escape(name)}</span>' for n, name in enumerate(names))
+    marks = "".join(f'<span><i class="{_colour(n)}"></i>{escape(name)}</span>' for n, name in enumerate(names))
     return f'<p class="legend">{marks}</p>' if len(names) > 1 else ""
 
 
@@ -150,6 +150,11 @@ class Axis:
         first = math.ceil(self.low / step)
         count = math.floor(self.high / step) - first + 1
         return [round((first + i) * step, 12) for i in range(count)]
+
+
+def _colour(number: int) -> str:
+    """The classes of the n-th line: six colours, then the same again in dashes."""
+    return f"s{number % 6}" + (f" d{min(2, number // 6)}" if number >= 6 else "")
 
 
 def _without_tails(values: list[float]) -> list[float]:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -54,12 +55,15 @@ svg text{fill:var(--soft);font:11px system-ui,sans-serif}
 svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--soft)}
 svg .level{stroke:var(--soft);stroke-dasharray:5 4}
 svg .line{fill:none;stroke-width:2;stroke-linejoin:round}
+svg .line.d1{stroke-dasharray:7 4}svg .line.d2{stroke-dasharray:2 4}
 svg .faint{fill:none;stroke-width:1;opacity:.28}
 svg .band{stroke:none;opacity:.16}
 svg .dot{stroke:var(--card);stroke-width:1}
 svg .bar{opacity:.55}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.9rem;margin:.5rem 0 0}
 .legend i{display:inline-block;width:.95rem;height:.28rem;border-radius:.2rem;margin-right:.4rem;vertical-align:middle}
+.legend .d1{mask:repeating-linear-gradient(90deg,#000 0 5px,#0000 5px 8px)}
+.legend .d2{mask:repeating-linear-gradient(90deg,#000 0 2px,#0000 2px 5px)}
 """ + "".join(
     f"svg .line.s{n},svg .faint.s{n}{{stroke:var(--c{n})}}"
     f"svg .band.s{n},svg .bar.s{n},svg .dot.s{n}{{fill:var(--c{n})}}"
@@ -113,7 +117,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def figure(path: Path, caption: str, link: str = "", base: bool = False) -> str:
     """A picture embedded small; `link` leads to the whole one beside the page."""
     image = f'<img src="{thumbnail(path)}" alt="{escape(caption)}" loading="lazy">'
-    image = f'<a href="{escape(link)}">{image}</a>' if link else image
+    image = f'<a href="{quote(link)}">{image}</a>' if link else image
     return f"<figure{' class=base' if base else ''}>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
