@@ -70,8 +70,15 @@ class Dataset:
         self.pictures, self.rows, self.tokenizer, self.seconds = pictures, rows, tokenizer, seconds
 
     @classmethod
-    def make(cls, scenes: int, seed: int, device: torch.device, workers: int) -> "Dataset":
-        """Draw `scenes` scenes on `workers` processes."""
+    def make(
+        cls,
+        scenes: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        tokenizer: tokenizers.Tokenizer | None = None,
+    ) -> "Dataset":
+        """Draw `scenes` scenes on `workers` processes. Their words make a tokenizer, unless one is given."""
         started = time.monotonic()
         pictures = np.empty((scenes + -(-scenes // EDIT_EVERY), 3, SIZE, SIZE), dtype=np.uint8)
         texts: list[SceneTexts] = []
@@ -84,7 +91,7 @@ class Dataset:
                 if edited is not None:
                     pictures[after] = edited
                     after += 1
-        tokenizer = train_tokenizer(_corpus(texts[:20_000]))
+        tokenizer = tokenizer or train_tokenizer(_corpus(texts[:20_000]))
         rows = _rows(texts, tokenizer, device)
         return cls(torch.from_numpy(pictures[:after]).to(device), rows, tokenizer, time.monotonic() - started)
 

@@ -16,6 +16,7 @@ from u1_core.model.config import GENERATION, UNDERSTANDING, VISION, U1Config
 from u1_core.model.generation import embed_noisy_picture
 from u1_core.model.head import predict_pixels
 from u1_core.model.layer import decoder_layer
+from u1_core.model.linear import TowerTerms
 from u1_core.model.pixels import to_patches
 from u1_core.model.rope import rms_norm, rope_table
 from u1_core.model.views import Generation, Understanding
@@ -126,8 +127,10 @@ def draw_pass(
     t: Tensor,
     unconditional: Prefixes | None = None,
     dropped: Tensor | None = None,
+    terms: TowerTerms | None = None,
 ) -> Tensor:
     """x_pred (B, 3, H, W), fp32: the generation pass over batched prefixes of which the padding is not seen."""
+    terms = terms or TowerTerms.none(config.layers)
     rows, side = len(z), config.token_pixels
     height, width = z.shape[2] // side, z.shape[3] // side
     seen, next_t = prefixes.seen, prefixes.next_t
@@ -146,9 +149,9 @@ def draw_pass(
         if unconditional is not None:
             earlier += [unconditional.heads[index], unconditional.tails[index]]
         attention = batched_attention(rows, _after(rows, *earlier), mask, causal=False)
-        h = decoder_layer(config, GENERATION, layer, h, rope, attention, {})[0]
+        h = decoder_layer(config, GENERATION, layer, h, rope, attention, terms.layers[index])[0]
     h = rms_norm(h, weights.norm, config.rms_norm_eps).unflatten(0, (rows, -1))
-    return predict_pixels(config, weights.modules, h, height, width, {}).float()
+    return predict_pixels(config, weights.modules, h, height, width, terms.modules).float()
 
 
 def words_loss(weights: Understanding, hidden: Tensor, prompts: Prompts, answer_from: Tensor) -> Tensor:
