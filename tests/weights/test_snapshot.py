@@ -1,6 +1,9 @@
 import json
+import mmap
 import random
+import re
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from u1_core.errors import U1Error
 from u1_core.model.config import FM_HEAD, LM_HEAD, U1Config, tensor_shapes
+from u1_core.weights.header import read_header
 from u1_core.weights.snapshot import Snapshot, check_shapes
 from u1_core.weights.tiny import KINDS, tiny_config
 
@@ -259,3 +263,46 @@ def test_the_oracle_models_open(oracle, name, kind):
     snapshot = Snapshot.open(oracle(name) / "model")
     assert snapshot.kind == kind
     assert snapshot.read(LM_HEAD).shape == (496, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reading_into_a_place_gives_what_is_stored_rounded_once(models, dtype):
+    snapshot = Snapshot.open(models["a3b"])
+    for name, entry in snapshot.tensors.items():
+        place = torch.empty(2, *entry.shape, dtype=dtype)[1]
+        snapshot.read_into(name, place)
+        assert torch.equal(place, snapshot.read(name).to(dtype)), name
+    columns = torch.zeros(64, 200)  # a place with gaps
+    snapshot.read_into("language_model.model.layers.0.self_attn.q_proj.weight", columns[:, 3:67])
+    assert torch.equal(columns[:, 3:67], snapshot.read("language_model.model.layers.0.self_attn.q_proj.weight"))
+    assert not columns[:, 67:].any()
+
+
+def test_a_file_that_is_cut_off_while_it_is_used_is_named(models, tmp_path):
+    folder = shutil.copytree(models["u1"], tmp_path / "model")
+    snapshot = Snapshot.open(folder)
+    last = max(snapshot.tensors, key=lambda name: snapshot.tensors[name].start)
+    entry = snapshot.tensors[last]
+    with entry.file.open("r+b") as file:
+        file.truncate(entry.file.stat().st_size - 1)
+    with pytest.raises(U1Error, match=rf"model.safetensors: cannot read {re.escape(last)} \(it has become shorter\)"):
+        snapshot.read_into(last, torch.empty(entry.shape, dtype=entry.dtype))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reading_into_a_place_takes_no_memory_beside_it(tmp_path, models):
+    file = tmp_path / "model.safetensors"
+    save_file({"big": torch.ones(2**24)}, file)
+    snapshot = Snapshot(tmp_path, Snapshot.open(models["u1"]).config, read_header(file).tensors)
+    place = torch.zeros(2**24)
+    before = resident_bytes()
+    snapshot.read_into("big", place)
+    assert bool((place == 1).all())
+    assert resident_bytes() - before < 8e6
+    assert snapshot.read("big").sum() == 2**24  # mapped, and now it counts
+    assert resident_bytes() - before > 60e6
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * mmap.PAGESIZE

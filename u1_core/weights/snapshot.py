@@ -84,8 +84,16 @@ class Snapshot:
             raise U1Error(f"{entry.file}: cannot read {entry.key} ({problem})") from None
 
     def read_into(self, name: str, place: Tensor) -> None:
-        """One tensor, rounded once to the dtype of `place`, wherever that is."""
-        place.copy_(self.read(name))
+        """One tensor, rounded once to the dtype of `place`, wherever that is.
+
+        Read, not mapped: from a disk that is several times as fast, and the file's pages are not counted as ours.
+        """
+        entry = self.tensors[name]
+        direct = place.device.type == "cpu" and place.dtype == entry.dtype and place.is_contiguous()
+        stored = place if direct else torch.empty(entry.shape, dtype=entry.dtype)
+        self._files.read_bytes(entry, memoryview(stored.flatten().view(torch.uint8).numpy()))
+        if not direct:
+            place.copy_(stored)
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this checkpoint from others wherever it lies: names, shapes, dtypes and samples.
@@ -102,17 +110,33 @@ class Snapshot:
 
 
 class _OpenFiles:
-    """Memory-mapped files, opened once each, for any number of threads."""
+    """The files' bytes, for any number of threads: mapped, each file opened once, or read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._handles: dict[Path, Any] = {}
+        self._data_starts: dict[Path, int] = {}
 
     def get(self, path: Path) -> Any:
         with self._lock:
             if path not in self._handles:
                 self._handles[path] = safe_open(str(path), framework="pt", device="cpu")
             return self._handles[path]
+
+    def read_bytes(self, entry: TensorEntry, place: memoryview) -> None:
+        """Fill `place` with a tensor's bytes as they are stored."""
+        try:
+            with entry.file.open("rb", buffering=0) as file:
+                if entry.file not in self._data_starts:
+                    self._data_starts[entry.file] = 8 + int.from_bytes(file.read(8), "little")
+                file.seek(self._data_starts[entry.file] + entry.start)
+                while place:
+                    count = file.readinto(place)
+                    if not count:
+                        raise OSError("it has become shorter")
+                    place = place[count:]
+        except OSError as problem:
+            raise U1Error(f"{entry.file}: cannot read {entry.key} ({problem.strerror or problem})") from None
 
 
 def file_samples(path: Path) -> Iterator[bytes]:
