@@ -142,10 +142,10 @@ def test_streamed_as_blocks(gguf_model, kind, resident):
 
 
 def test_a_picture_from_streamed_blocks(q4):
-    session = Session.open(q4.path, "cpu")
-    expected = text_to_image(session, "a fox", SETTINGS).pictures
-    session.base_generation = load_generation(session.snapshot, "cpu", torch.float32, Placement.spread(3, 1, slots=2))
+    expected = text_to_image(Session.open(q4.path, "cpu"), "a fox", SETTINGS).pictures
+    session = Session.open(q4.path, "cpu", placement=Placement.spread(3, 1, slots=2))
     assert torch.equal(text_to_image(session, "a fox", SETTINGS).pictures, expected)
+    assert isinstance(session.base_generation.layers, StreamedLayers)
 
 
 def test_an_arena_of_blocks_takes_the_bytes_that_the_file_has(q4):
