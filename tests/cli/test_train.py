@@ -41,8 +41,9 @@ def test_a_run_tells_how_it_goes_and_where_its_results_are(recipe, tmp_path, mod
         f"  tensors trained whole: {run / 'tiny.full.safetensors'}",
         f'  use it: u1 sample "sty, …" --model "{models["u1"]}" --lora "{run / "tiny.safetensors"}"',
     ]
-    assert err.splitlines()[0].startswith("tiny: 2 pictures, 262,304 trainable parameters (21 LoRA modules), prefix")
-    assert [line.split("  ")[0] for line in err.splitlines()[1:]] == [f"step {i}/4" for i in (1, 2, 3, 4)]
+    assert err.splitlines()[0] == "note: 0.png, 1.png: the caption has fewer than 3 words; say what it shows"
+    assert err.splitlines()[1].startswith("tiny: 2 pictures, 262,304 trainable parameters (21 LoRA modules), prefix")
+    assert [line.split("  ")[0] for line in err.splitlines()[2:]] == [f"step {i}/4" for i in (1, 2, 3, 4)]
     assert "\x1b" not in err
 
 

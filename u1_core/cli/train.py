@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from u1_core.cli.progress import ProgressLine
+from u1_core.data.check import Finding
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
 from u1_core.session import Session
@@ -95,6 +96,9 @@ class _Progress:
         data = event.data
         if event.kind == "checking" and self._terminal:
             self._rewrite(f"looking at pictures {data['done']}/{data['total']}")
+        elif event.kind == "checked":
+            for finding in data["findings"]:
+                self.line(str(Finding(**finding)))
         elif event.kind == "prepared":
             self.line(
                 f"{self._recipe.run_name}: {data['samples']} pictures, {data['trainable_parameters']:,} trainable "

@@ -148,8 +148,8 @@ def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, 
     findings = check_dataset(
         dataset, pictures, rules, on_progress=lambda *n: job.emit("checking", done=n[0], total=n[1])
     )
-    job.emit("checked", findings=[asdict(finding) for finding in findings])
     refuse_problems(dataset.source, problems_of(findings))
+    job.emit("checked", findings=[asdict(finding) for finding in findings])
     if data.upscale == "skip":
         dataset.leave_out_small(framing)
     return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)

@@ -100,7 +100,7 @@ def without_paths(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         model=None,
-        data=replace(recipe.data, data_dir=Data.data_dir),
+        data=replace(recipe.data, data_dir=Data.data_dir, cache_mb=Data.cache_mb, workers=Data.workers),
         train=replace(recipe.train, checkpoint_dir=None),
         runtime=Runtime(
             upstream_lora_path=upstream and Path(upstream).name, upstream_lora_skip=recipe.runtime.upstream_lora_skip

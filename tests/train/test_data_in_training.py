@@ -1,0 +1,171 @@
+"""The data room as training uses it: what a set lies in, workers, repeats, masks, and what a large one holds."""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from u1_core.data.dataset import open_dataset
+from u1_core.data.framing import Framing
+from u1_core.data.pack import pack
+from u1_core.data.picture_cache import training_pictures
+from u1_core.jobs import Job
+from u1_core.model.views import KVChunk, PrefixKV
+from u1_core.text.sequence import Span, TokenSequence
+from u1_core.train.loop import prepare
+from u1_core.train.prefixes import KEPT_BLOCKS, CaptionKVs, CaptionPrefixes
+from u1_core.train.recipe import Train
+from u1_core.train.rng import BLOCK, WINDOW
+from u1_core.train.step import TrainingSet, draw_turn
+
+
+def with_data(recipe, **settings):
+    return replace(recipe, data=replace(recipe.data, **settings))
+
+
+def elsewhere(recipe, name):
+    return replace(recipe, runtime=replace(recipe.runtime, out_dir=f"{recipe.runtime.out_dir}/{name}"))
+
+
+def results(job):
+    assert (job.state, job.error) == ("finished", None)
+    return {path.name: path.read_bytes() for path in job.result.folder.glob("*.safetensors")}
+
+
+def test_workers_change_nothing(session, recipe, run):
+    """Nor does what memory keeps: without a budget every picture is decoded anew."""
+    bytes_of = {}
+    for workers in (0, 2, 4):
+        settings = with_data(elsewhere(recipe, str(workers)), workers=workers, cache_mb=0)
+        bytes_of[workers] = results(run(session, settings))
+    assert bytes_of[0] == bytes_of[2] == bytes_of[4]
+    assert len(bytes_of[0]) == 2
+
+
+def test_a_parquet_trains_to_the_same_weights_as_the_folder_it_was_made_of(session, recipe, run, tmp_path):
+    path = tmp_path / "packed.parquet"
+    pack(open_dataset(Path(recipe.data.data_dir)), path)
+    loras = []
+    for source in (recipe.data.data_dir, str(path)):
+        settings = with_data(elsewhere(recipe, Path(source).stem), data_dir=source, use_think_labels=True)
+        outcome = run(session, settings).result
+        loras.append(outcome.saved.lora.read_bytes()[8:])
+    header = [len(lora) for lora in loras]
+    # The recipe in the header names no path, so the files are alike to the last byte.
+    assert header[0] == header[1]
+    assert loras[0] == loras[1]
+
+
+def test_repeats_are_turns(session, recipe):
+    folder = Path(recipe.data.data_dir)
+    (folder / "3_more").mkdir()
+    for suffix in (".png", ".txt"):
+        (folder / f"0{suffix}").rename(folder / "3_more" / f"0{suffix}")
+    trainer = prepare(Job(print), session, recipe)
+    samples = [draw_turn(trainer.config, recipe.train, trainer.data, draw).sample for draw in range(14)]
+    assert Counter(samples[:7]) == {"3_more/0.png": 3, **{f"{i}.png": 1 for i in range(1, 5)}}
+    assert Counter(samples) == {"3_more/0.png": 6, **{f"{i}.png": 2 for i in range(1, 5)}}
+
+
+def test_small_pictures_can_be_left_out_or_trained_small(session, recipe):
+    Image.new("RGB", (20, 16), "teal").save(Path(recipe.data.data_dir) / "1.png")
+    trainer = prepare(Job(print), session, with_data(recipe, upscale="skip"))
+    turns = [draw_turn(trainer.config, recipe.train, trainer.data, draw) for draw in range(8)]
+    assert {turn.sample for turn in turns} == {"0.png", "2.png", "3.png", "4.png"}
+    trainer = prepare(Job(print), session, with_data(recipe, upscale="shrink_bucket"))
+    turns = [draw_turn(trainer.config, recipe.train, trainer.data, draw) for draw in range(5)]
+    assert {turn.bucket for turn in turns if turn.sample == "1.png"} == {"16x16"}
+
+
+def test_a_mask_weighs_the_loss(session, recipe):
+    folder = Path(recipe.data.data_dir)
+    for index in range(5):
+        with Image.open(folder / f"{index}.png") as image:
+            mask = np.zeros((image.height, image.width), dtype=np.uint8)
+            mask[:, : image.width // 2] = 255
+        Image.fromarray(mask).save(folder / f"{index}.mask.png")
+    trainer = prepare(Job(print), session, with_data(recipe, masks="file"))
+    turn = draw_turn(trainer.config, recipe.train, trainer.data, 0)
+    assert turn.weights.shape == (1, *turn.picture.shape[2:])
+    assert (turn.weights.min(), turn.weights.max()) == (0, 1)
+    x_pred = trainer.predict(turn).detach()
+    errors = (x_pred - turn.x0).square().mean(1)
+    expected = (errors * turn.weights).sum() / turn.weights.sum()
+    (record,) = trainer.step(1)
+    assert record["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert record["x0_mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert abs(record["loss"] - record["x0_mse"]) > 1e-4
+
+
+def test_findings_are_told_before_the_first_step(session, recipe, run):
+    (Path(recipe.data.data_dir) / "ghost.heic").write_bytes(b"x")
+    job = run(session, recipe)
+    (told,) = [event.data["findings"] for event in job.events() if event.kind == "checked"]
+    assert "ghost.heic" in {name for finding in told for name in finding["where"]}
+    assert job.state == "finished"
+
+
+def test_time_waited_for_pictures_can_be_read(session, recipe):
+    trainer = prepare(Job(print), session, with_data(recipe, cache_mb=0, workers=0))
+    before = trainer.data.pictures.waited_s
+    trainer.step(1)
+    assert 0 < trainer.data.pictures.waited_s - before < 1
+
+
+class Sequences(list):
+    """As many prompts as there are rows, made when they are asked for."""
+
+    def __init__(self, count):
+        self.count, self.made = count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.made += 1
+        return TokenSequence(torch.tensor([index]), torch.zeros(3, 1), (Span(0, 1, False),), ())
+
+
+def build(sequences):
+    return [PrefixKV((KVChunk(torch.zeros(1, 8, 1, 1), torch.zeros(1, 8, 1, 1)),), 1) for _ in sequences]
+
+
+def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, monkeypatch):
+    """Its texts, pictures and prefixes all come and go: over an epoch, what is held stays within each one's bound."""
+    rows = 3 * WINDOW + 100
+    path = tmp_path / "large.parquet"
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    columns = {
+        "caption": [f"caption {i} " + "and more words " * 20 for i in range(rows)],
+        "image": [(tmp_path / "a.png").read_bytes()] * rows,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=64)
+    monkeypatch.setattr("u1_core.data.table.CACHE_BYTES", 10 * 64 * 1000)
+    dataset = open_dataset(path)
+    sequences = Sequences(rows)
+    captions = CaptionKVs(sequences, build, torch.device("cpu"), 10**12)
+    pictures = training_pictures(dataset, Framing(16 * 16, 8), budget_bytes=100 * 16 * 16 * 3, workers=2)
+    data = TrainingSet(dataset, pictures, CaptionPrefixes(captions, None))
+    draw = partial(draw_turn, tiny("u1").config, Train(), data)
+    seen, held = set(), []
+    for number in range(rows):
+        seen.add(draw(number).sample)
+        if number % 64 == 0:
+            with dataset.table._lock:
+                columns = [column for group in dataset.table._kept.values() for column in group.values()]
+            held.append((captions.n_bytes, sum(column.nbytes for column in columns)))
+    assert seen == {f"row {i}" for i in range(rows)}
+    assert max(kvs for kvs, _ in held) <= KEPT_BLOCKS * BLOCK * 64
+    assert max(table for _, table in held) <= 10 * 64 * 1000
+    assert len(pictures._kept) == 100
+    # Each block was built once in the epoch, the one that a window's edge cuts perhaps twice.
+    assert rows <= sequences.made <= rows + 4 * BLOCK
+    pictures.close()
