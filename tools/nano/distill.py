@@ -100,9 +100,8 @@ class Distillation:
 
     def fit(self, loss: Callable[[], Tensor], seconds: float, rate: float) -> list[dict[str, float]]:
         """Minimise for so many seconds, the learning rate going down to nothing. Returns the curve."""
-        optimizer = torch.optim.AdamW(
-            self.adapter.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
+        parameters = self.adapter.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         started, step, curve = time.monotonic(), 0, []
         while (share := (time.monotonic() - started) / seconds) < 1:
             for group in optimizer.param_groups:
