@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from u1_core.lora.adapter import Adapter
+from u1_core.lora.export import fold_full
 from u1_core.lora.files import write_lora
-from u1_core.lora.plan import plan_lora
+from u1_core.lora.plan import DEFAULT_UNFROZEN, plan_lora, select_unfrozen
 
 STRENGTH = 0.75
 
@@ -29,6 +30,27 @@ def test_every_key_is_used_and_adds_alpha_over_rank_up_down(comfyui, tiny, kind,
         name = f"{path}.weight"
         expected = weights[name] + STRENGTH * module.alpha / module.rank * module.up @ module.down
         torch.testing.assert_close(patched[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u1.5"])
+def test_tensors_folded_into_a_lora_arrive_too_convolutions_among_them(comfyui, tiny, kind, tmp_path):
+    model = tiny(kind)
+    generator = torch.Generator().manual_seed(3)
+    names = [name for name in select_unfrozen(model.config, DEFAULT_UNFROZEN) if name.endswith(".weight")]
+    base = {name: model.source.read(name).float() for name in names}
+    full = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    adapter = Adapter({}, full, kinds=frozenset({model.config.kind}))
+    folded, _ = fold_full(adapter, model.source.read, rank=5)
+    assert {len(base[f"{path}.weight"].shape) for path in folded.modules} == {2, 4}
+    write_lora(tmp_path / "ours.safetensors", folded)
+    save_file(base, tmp_path / "model.safetensors")
+
+    patched = _load_in_comfyui(comfyui, tmp_path)
+    for path, module in folded.modules.items():
+        name = f"{path}.weight"
+        expected = base[name] + STRENGTH * module.delta().view(base[name].shape)
+        torch.testing.assert_close(patched[name], expected, rtol=1e-5, atol=1e-5)
+        assert (patched[name] - base[name]).norm() > 0.01 * base[name].norm()
 
 
 def _load_in_comfyui(comfyui, folder: Path) -> dict[str, torch.Tensor]:

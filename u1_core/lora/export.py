@@ -52,7 +52,7 @@ def fold_full(
     that take linear terms only. SVDs are computed on `device`. Raises U1Error if there is nothing to fold.
     """
     if rank < 1:
-        raise U1Error(f"rank {rank}: expected a whole number of 1 or more")
+        raise U1Error(f"rank {rank}: expected a whole number, 1 or more")
     if not adapter.full:
         raise U1Error(f"{adapter.name}: has no tensors that were trained whole, so there is nothing to fold")
     changes = {name: full.float() - read_base(name).float() for name, full in adapter.full.items()}

@@ -117,6 +117,9 @@ def write_lora(
         "modules": str(len(adapter.modules)),
         "rank": ", ".join(map(str, ranks)),
         "alpha": ", ".join(f"{alpha:g}" for alpha in alphas),
+        # kohya's names for the same; "Dynamic" is its word for several.
+        "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alphas[0]:g}" if len(alphas) == 1 else "Dynamic",
     }
     write_safetensors(path, tensors, {**(metadata or {}), **always}, overwrite)
 
