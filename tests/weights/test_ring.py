@@ -29,7 +29,7 @@ class LateCopies(PlainCopies):
 
     def start(self, slot, host, pinned):
         assert slot not in self.lent, "overwritten while it is computed with"
-        self.started.append(slot.layer)
+        self.started.append(int(host[0]))
         slot.flat.fill_(float("nan"))
         self.under_way[slot] = host
 
@@ -39,7 +39,7 @@ class LateCopies(PlainCopies):
             super().start(slot, self.under_way.pop(slot), False)
 
     def release(self, slot):
-        self.lent.remove(slot)
+        self.lent.discard(slot)
 
 
 class PoisonedCopies(LateCopies):
@@ -147,6 +147,41 @@ def test_slots_are_all_the_device_memory_it_takes(ring):
     layers.close()
     assert layers.slot_bytes == 0
     assert layers._arena.n_bytes == 0
+
+
+@pytest.mark.parametrize("stage", ["start", "wait"])
+def test_a_copy_that_fails_leaves_nothing_wrong_behind(ring, stage):
+    """An out-of-memory in the middle of a step: the step is repeated, with the weights it should have."""
+
+    class Failing(LateCopies):
+        countdown = 11
+
+        def fail(self, slot, when):
+            self.countdown -= when == stage
+            if when == stage and self.countdown == 0:
+                slot.flat.fill_(float("nan"))
+                slot.layer = None
+                raise MemoryError
+
+        def start(self, slot, host, pinned):
+            self.under_way.pop(slot, None)
+            self.fail(slot, "start")
+            super().start(slot, host, pinned)
+
+        def wait(self, slot):
+            super().wait(slot)
+            self.fail(slot, "wait")
+
+    layers, _ = ring(3, copies=Failing)
+    failures = 0
+    for _ in range(3):
+        for index in range(LAYERS):
+            try:
+                layers[index]
+            except MemoryError:
+                failures += 1
+            assert holds(layers[index], index)
+    assert failures == 1
 
 
 @pytest.mark.parametrize("closed_by_hand", [True, False])

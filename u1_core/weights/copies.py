@@ -36,7 +36,7 @@ class Copies(Protocol):
         """Begin to copy `host` into the slot, once nothing computes with what is there."""
 
     def wait(self, slot: Slot) -> None:
-        """Whatever is computed from now on finds the slot's layer there."""
+        """Whatever is computed from now on finds the slot's layer there; if that failed, the slot has no layer."""
 
     def release(self, slot: Slot) -> None:
         """What has been asked of the device so far is the last that needs the slot's layer."""
@@ -110,8 +110,9 @@ class CudaCopies:
     def _settle(self, slot: Slot) -> None:
         """Wait until the worker has handed the slot's copy to the card, raising what went wrong there."""
         staging, slot.staging = slot.staging, None
-        if staging:
-            staging.result()
+        if staging and staging.exception():
+            slot.layer = None
+            raise staging.exception()
 
 
 class _Stage:

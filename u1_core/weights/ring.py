@@ -52,7 +52,7 @@ class StreamedLayers(Sequence[LayerWeights]):
 
     def __getitem__(self, index: int) -> LayerWeights:
         index = range(len(self))[index]
-        if index != self._current:
+        if index != self._current or (self._lent is not None and self._lent.layer != index):
             self._move_to(index)
         if self._lent is not None:
             self._copies.wait(self._lent)
@@ -81,25 +81,25 @@ class StreamedLayers(Sequence[LayerWeights]):
     def _move_to(self, index: int) -> None:
         if self._lent is not None:
             self._copies.release(self._lent)
-            self._lent = None
+        self._lent = self._current = None  # and so it stays if bringing the layer in goes wrong
         if index in self._order:
             while self._order.popleft() != index:
                 pass
         else:
             self._order.clear()
-        self._current = index
-        self._fill_slots()
+        self._fill_slots(index)
         if index in self._resident:
             self._weights = self._resident[index]
         else:
             self._lent = next(slot for slot in self._slots if slot.layer == index)
             self._copies.wait(self._lent)
             self._weights = self._arena.weights(index, self._lent.flat)
+        self._current = index
 
-    def _fill_slots(self) -> None:
-        """Begin to bring in the current layer and those that come after it, as many as there are slots."""
+    def _fill_slots(self, index: int) -> None:
+        """Begin to bring in this layer and those that come after it, as many as there are slots."""
         wanted: list[int] = []
-        for layer in self._upcoming():
+        for layer in self._from(index):
             if layer not in self._resident and layer not in wanted:
                 wanted.append(layer)
             if len(wanted) == len(self._slots):
@@ -109,13 +109,14 @@ class StreamedLayers(Sequence[LayerWeights]):
         for layer in wanted:
             if layer not in there:
                 slot = idle.pop()
-                slot.layer = layer
+                slot.layer = None
                 self._copies.start(slot, self._arena.layer(layer), layer in self._arena.pinned)
+                slot.layer = layer
 
-    def _upcoming(self) -> Iterator[int]:
-        """The current layer, those that were announced, and a whole round from there."""
-        yield self._current
+    def _from(self, index: int) -> Iterator[int]:
+        """This layer, those that were announced to come after it, and a whole round from there."""
+        yield index
         yield from self._order
-        last = self._order[-1] if self._order else self._current
+        last = self._order[-1] if self._order else index
         for step in range(1, len(self)):
             yield (last + step) % len(self)
