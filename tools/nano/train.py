@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from u1_core.model.config import U1Config
-from u1_core.weights.random_model import random_tensors
+from u1_core.model.config import U1Config, tensor_shapes
+from u1_core.weights.random_model import RandomWeights
+from u1_core.weights.snapshot import Snapshot
 
 from .dataset import Dataset, Task
 from .losses import Prompts, picture_loss, prefix_pass, words_loss
@@ -49,11 +51,11 @@ def main() -> None:
     device = torch.device(args.device)
     config = U1Config.from_dict(nano_config())
     config = config.with_head_width_of({"fm_modules.fm_head.0.weight": (HEAD_WIDTH, config.width)})
-    dataset = Dataset.make(args.scenes, args.seed, device, args.workers)
+    tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json")) if args.start else None
+    dataset = Dataset.make(args.scenes, args.scenes_seed, device, args.workers, tokenizer)
     print(f"{args.scenes} scenes in {dataset.seconds:.0f} s; prompt lengths {dataset.lengths()}", flush=True)
-    parameters = {
-        name: tensor.to(device).requires_grad_() for name, tensor in random_tensors(config, args.seed, torch.float32)
-    }
+    start = Snapshot.open(args.start) if args.start else RandomWeights(config, args.seed)
+    parameters = {name: start.read(name).to(device, torch.float32).requires_grad_() for name in tensor_shapes(config)}
     average = train(config, parameters, dataset, args)
     write_snapshot(args.out, nano_config(), dataset.tokenizer, average)
     print(f"wrote {args.out}")
@@ -63,22 +65,25 @@ def train(
     config: U1Config, parameters: dict[str, Tensor], dataset: Dataset, args: argparse.Namespace
 ) -> dict[str, Tensor]:
     """Run the loop for `args.minutes`. Returns the moving average of the parameters."""
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters.values(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     average = {name: tensor.detach().clone() for name, tensor in parameters.items()}
-    losses = torch.compile(batch_losses) if args.compile else batch_losses
+    # Each task is compiled by itself: one graph of all three takes several times as long.
+    drawing, answering = (torch.compile(f) if args.compile else f for f in (drawing_loss, answering_loss))
+    empty = dataset.unconditional()
     clock, step, history = Clock(args.minutes * 60), 0, []
     while True:
         # Now and then the edit loses its words, all of a batch at once: its picture stands elsewhere then.
         edit = "edit text-free" if torch.rand(()) < DROPPED else "edit"
-        tasks = (dataset.draw(task, size) for task, size in zip(("draw", edit, "ask"), BATCH.values(), strict=True))
-        by_task = losses(config, parameters, dataset.unconditional(), *tasks)
+        by_task = (
+            drawing(config, parameters, empty, dataset.draw("draw", BATCH["draw"]), DROPPED),
+            drawing(config, parameters, empty, dataset.draw(edit, BATCH["edit"]), 0.0),
+            answering(config, parameters, dataset.draw("ask", BATCH["ask"])),
+        )
         if step == 0:
             clock.started = time.monotonic()
         share = clock.share()
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
+            group["lr"] = args.rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
         (by_task[0] + by_task[1] * 0.5 + by_task[2] * WORDS_WEIGHT).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -98,23 +103,23 @@ def train(
     return average
 
 
-def batch_losses(
-    config: U1Config, parameters: dict[str, Tensor], empty: Prompts, draw: Task, edit: Task, ask: Task
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The three losses of one step: pictures from captions, from edits, and answers."""
+def drawing_loss(config: U1Config, parameters: dict[str, Tensor], empty: Prompts, task: Task, drop: float) -> Tensor:
+    """The v-loss of a batch of pictures; the share `drop` of them is drawn from the empty prompt."""
     understanding, generation = towers(config, parameters, torch.bfloat16)
     _, unconditional = prefix_pass(config, understanding, empty)
-    pictures = []
-    for task, drop in ((draw, DROPPED), (edit, 0.0)):
-        _, prefixes = prefix_pass(config, understanding, task.prompts)
-        x0 = task.target.float() / 127.5 - 1
-        noise = torch.randn_like(x0) * config.noise_scale_for((SIZE // config.token_pixels) ** 2)
-        t = torch.sigmoid(torch.randn(len(x0), device=x0.device) * T_STD + T_MEAN)
-        t = t.clamp(config.t_eps, 1 - config.t_eps)
-        dropped = torch.rand(len(x0), device=x0.device) < drop
-        pictures.append(picture_loss(config, generation, prefixes, x0, noise, t, unconditional, dropped))
-    hidden, _ = prefix_pass(config, understanding, ask.prompts)
-    return *pictures, words_loss(understanding, hidden, ask.prompts, ask.answer_from)
+    _, prefixes = prefix_pass(config, understanding, task.prompts)
+    x0 = task.target.float() / 127.5 - 1
+    noise = torch.randn_like(x0) * config.noise_scale_for((SIZE // config.token_pixels) ** 2)
+    t = torch.sigmoid(torch.randn(len(x0), device=x0.device) * T_STD + T_MEAN).clamp(config.t_eps, 1 - config.t_eps)
+    dropped = torch.rand(len(x0), device=x0.device) < drop
+    return picture_loss(config, generation, prefixes, x0, noise, t, unconditional, dropped)
+
+
+def answering_loss(config: U1Config, parameters: dict[str, Tensor], task: Task) -> Tensor:
+    """The cross-entropy of a batch of answers."""
+    understanding, _ = towers(config, parameters, torch.bfloat16)
+    hidden, _ = prefix_pass(config, understanding, task.prompts)
+    return words_loss(understanding, hidden, task.prompts, task.answer_from)
 
 
 def _named(by_task: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
@@ -130,6 +135,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20, help="training time, the scenes' making not counted")
     parser.add_argument("--scenes", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes-seed", type=int, default=0, help="another seed, other scenes")
+    parser.add_argument("--start", type=Path, help="go on from this snapshot instead of from nothing")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="learning rate to begin with")
     parser.add_argument("--workers", type=int, default=16, help="processes that make scenes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--log", type=Path, help="JSON file for the curves")
