@@ -87,8 +87,7 @@ def test_only_the_groups_in_use_are_held(make, tmp_path, monkeypatch):
     table.groups.read = lambda group, columns: reads.append((group, "image" in columns)) or read(group, columns)
     for row in range(60):
         table.value(row, "image")
-    held = sum(column.nbytes for columns in table._kept.values() for column in columns.values())
-    assert 4000 < held <= 10_000
+    assert 4000 < table.held_bytes <= 10_000
     assert reads == [(group, True) for group in range(30)]
     table.value(59, "image")
     table.value(0, "image")

@@ -159,9 +159,7 @@ def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, mon
     for number in range(rows):
         seen.add(draw(number).sample)
         if number % 64 == 0:
-            with dataset.table._lock:
-                columns = [column for group in dataset.table._kept.values() for column in group.values()]
-            held.append((captions.n_bytes, sum(column.nbytes for column in columns)))
+            held.append((captions.n_bytes, dataset.table.held_bytes))
     assert seen == {f"row {i}" for i in range(rows)}
     assert max(kvs for kvs, _ in held) <= KEPT_BLOCKS * BLOCK * 64
     assert max(table for _, table in held) <= 10 * 64 * 1000

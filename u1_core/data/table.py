@@ -61,6 +61,8 @@ class Table:
         self.groups = groups
         self._ends = np.cumsum(groups.rows)
         self._kept: OrderedDict[tuple[int, str], dict[str, Any]] = OrderedDict()
+        self.held_bytes = 0
+        """Of the groups in memory."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -89,8 +91,9 @@ class Table:
             with arrow_errors(self.path):
                 table = self.groups.read(group, [name for name in family if name in self.columns])
             self._kept[key] = {name: _plain(table.column(name)) for name in table.column_names}
-            while len(self._kept) > 1 and sum(map(_n_bytes, self._kept.values())) > CACHE_BYTES:
-                self._kept.popitem(last=False)
+            self.held_bytes += _n_bytes(self._kept[key])
+            while len(self._kept) > 1 and self.held_bytes > CACHE_BYTES:
+                self.held_bytes -= _n_bytes(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
         return self._kept[key]
 
