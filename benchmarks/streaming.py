@@ -7,13 +7,14 @@ FILE, written with how the host memory was taken.
 
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from work import PREFIX_TOKENS, Training, machine, measure, parser, sampling_step, table
+from work import PREFIX_TOKENS, Row, Training, machine, measure, parser, sampling_step, table
 
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.stack import Keep
@@ -32,7 +33,8 @@ ACCUMULATED = 4
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--slots", type=int, default=3)
+    options.add_argument("--slots", type=int, nargs="*", default=[3], help="all but the first: only fully streamed")
+    options.add_argument("--streamed-only", action="store_true", help="leave out what is resident, and rungs but one")
     args = options.parse_args()
     device, config = torch.device(args.device), U1Config.from_file(args.config)
     source = RandomWeights(config, device=device)
@@ -40,31 +42,28 @@ def main() -> None:
     ends = load_generation(source, device, torch.bfloat16, resident=False)
     before = host_bytes()
     arena = Arena(config, GENERATION, range(config.layers), torch.bfloat16)
-    seconds = timed(lambda: arena.fill(source))
-    pin_seconds = timed(lambda: arena.fill(Filled(config), pin=True))
-    host = {
-        "arena_gib": arena.n_bytes / 2**30,
-        "fill_s": seconds,
-        "pin_s": pin_seconds,
-        "pinned_layers": len(arena.pinned),
-        "resident_gib": (host_bytes() - before) / 2**30,
-    }
-    print(json.dumps(host), flush=True)
-    recipe, rows = Recipe(), {}
-    for resident in (0, config.layers // 2, config.layers):
-        name = {0: "all streamed", config.layers: "all resident"}.get(resident, f"{resident} resident")
-        with placed(arena, Placement.spread(config.layers, resident, args.slots), device) as layers:
-            weights = replace(ends, layers=layers)
-            rows[f"sampling, cfg 4, {name}"] = measure(
-                sampling_step(config, weights, args.width, args.height), args, device
-            )
-            training = Training.create(config, ends, recipe.lora.preset, recipe.unfreeze)
-            for work, step in training_steps(config, weights, training, args, resident):
-                rows[f"{work}, {name}"] = row = measure(step, args, device)
+    host = {"arena_gib": arena.n_bytes / 2**30, "fill_s": timed(lambda: arena.fill(source))}
+    first, *others = args.slots
+    rows = {}
+
+    def add(name: str, resident: int, slots: int, everything: bool = False) -> None:
+        with placed(arena, Placement.spread(config.layers, resident, slots), device) as layers:
+            found = measure_placement(config, replace(ends, layers=layers), args, everything)
+            for work, row in found:
+                rows[f"{work}, {name}"] = row
                 print(f"{work}, {name}", row, flush=True)
-            del weights, training
+
+    add(f"all streamed, {first} slots, pageable memory", 0, first)
+    host["pin_s"] = timed(lambda: arena.fill(Filled(config), pin=True))
+    host |= {"pinned_layers": len(arena.pinned), "resident_gib": (host_bytes() - before) / 2**30}
+    for slots in others:
+        add(f"all streamed, {slots} slots", 0, slots)
+    add(f"all streamed, {first} slots", 0, first, not args.streamed_only)
+    if not args.streamed_only:
+        add(f"{config.layers // 2} resident, {first} slots", config.layers // 2, first)
+        add("all resident", config.layers, first, everything=True)
     host["given_back_gib"] = give_back(arena)
-    print(f"\n{machine(device)}, {args.width}x{args.height}, prefix of {PREFIX_TOKENS} tokens, {args.slots} slots")
+    print(f"\n{machine(device)}, {args.width}x{args.height}, prefix of {PREFIX_TOKENS} tokens")
     print(table(rows))
     print(json.dumps(host))
     if args.json:
@@ -72,16 +71,26 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+def measure_placement(
+    config: U1Config, weights: Generation, args: Namespace, everything: bool
+) -> Iterator[tuple[str, Row]]:
+    """Sampling, then training, so that the first does not hold what is trained."""
+    device, recipe = weights.norm.device, Recipe()
+    yield "sampling, cfg 4", measure(sampling_step(config, weights, args.width, args.height), args, device)
+    training = Training.create(config, weights, recipe.lora.preset, recipe.unfreeze)
+    for work, step in training_steps(config, weights, training, args, everything):
+        yield work, measure(step, args, device)
+
+
 def training_steps(
-    config: U1Config, weights: Generation, training: Training, args, resident: int
+    config: U1Config, weights: Generation, training: Training, args: Namespace, everything: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What is measured of each placement: every rung where all is streamed or resident, the first in between."""
+    """A step with all recomputed; of `everything`, the other rungs and small pictures too."""
     device = weights.norm.device
     large = training.passes(1, args.width, args.height, device)
-    between = resident not in (0, config.layers)
-    for keep in [Keep.INPUT] if between else Keep:
+    for keep in Keep if everything else [Keep.INPUT]:
         yield f"training, keeping {keep.value}", lambda keep=keep: training.step(weights, large, [keep] * config.layers)
-    if not between:
+    if everything:
         small, kept = training.passes(ACCUMULATED, SMALL, SMALL, device), [Keep.INPUT] * config.layers
         size = f"{ACCUMULATED} pictures of {SMALL}x{SMALL}"
         yield f"{size}, layer by layer", lambda: training.step(weights, small, kept)
