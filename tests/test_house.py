@@ -66,7 +66,7 @@ def test_no_module_pulls_in_transformers_or_comfyui_when_imported():
     code = f"import importlib, sys; [importlib.import_module(name) for name in {names}]; print(*sys.modules)"
     loaded = {name.partition(".")[0] for name in fresh_interpreter(code).split()}
     assert "u1_core" in loaded
-    assert not loaded & {"transformers", "matplotlib", "skimage", "gguf", *COMFYUI}
+    assert not loaded & {"transformers", "matplotlib", "pyarrow", "skimage", "gguf", *COMFYUI}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=by_name)

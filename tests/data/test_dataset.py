@@ -34,7 +34,7 @@ def test_masks_belong_to_their_pictures_and_are_none_themselves(make, tmp_path):
 
 
 def test_what_a_set_is_kept_in_makes_no_difference(make, tmp_path):
-    columns = {"mask": [b"m", None], "repeats": [1, 3], "width": [640, None], "height": [480, None]}
+    columns = {"mask": [b"m", None], "repeats": [None, 3], "width": [640, None], "height": [480, None]}
     dataset = open_dataset(make.table(tmp_path / "t.parquet", 2, 1, **columns))
     assert isinstance(dataset, TableDataset)
     assert [sample.caption for sample in dataset] == ["caption number 0", "caption number 1"]

@@ -38,6 +38,16 @@ def test_groups_are_small(make, style, monkeypatch):
     assert open_dataset(style.parent / "bytes.parquet").table.groups.rows == [1] * 6
 
 
+def test_repeats_are_written_where_there_are_any(make, style):
+    pack(open_dataset(style), style.parent / "once.parquet")
+    assert "repeats" not in open_dataset(style.parent / "once.parquet").table.columns
+    make.put(style, "4_x/h.png", "a ship in a bottle", make.picture(8, 80, 80))
+    pack(open_dataset(style), style.parent / "often.parquet")
+    packed = open_dataset(style.parent / "often.parquet")
+    assert list(packed.turns) == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert packed[0].repeats == 4
+
+
 def test_a_table_is_packed_anew(make, style):
     pack(open_dataset(style), style.parent / "a.parquet")
     pack(open_dataset(style.parent / "a.parquet"), style.parent / "b.parquet")

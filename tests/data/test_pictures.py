@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 
 from u1_core.data.pictures import (
     generated_patches,
+    open_alpha,
     open_picture,
+    picture_size,
     save_png,
     smart_resize,
     to_images,
@@ -172,6 +175,56 @@ def test_files_that_were_cut_short(tmp_path, format):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(U1Error, match=rf"cut\.{format.lower()}: "):
         open_picture(path)
+
+
+def test_huge_pictures_are_refused_by_their_header(tmp_path, monkeypatch):
+    Image.new("RGB", (300, 300)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
+    for look in (open_picture, picture_size, open_alpha):
+        with pytest.raises(U1Error, match=r"huge\.png: is over 0 megapixels, too huge to be opened safely; shrink it"):
+            look(tmp_path / "huge.png")
+    monkeypatch.undo()
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60000, 60000) + b"\x08\x02\0\0\0"
+    bomb = head + struct.pack(">I", zlib.crc32(head[12:])) + encoded(Image.new("RGB", (1, 1)))[33:]
+    with pytest.raises(U1Error, match=r"^picture: is over 179 megapixels, too huge"):
+        open_picture(bomb)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_is_known_from_the_header(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = encoded(Image.new("RGB", (200, 100)), "JPEG", exif=exif)
+    size = (100, 200) if orientation in (6, 8) else (200, 100)
+    assert picture_size(whole) == open_picture(whole).size == size
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) - 100])
+    assert picture_size(tmp_path / "cut.jpg") == size
+    with pytest.raises(U1Error, match=r"gone\.png: there is no such file"):
+        picture_size(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [((100, 50), (100, 50)), ((101, 50), (200, 100)), ((201, 10), (400, 200)), ((500, 500), (800, 400))],
+)
+def test_a_jpeg_may_come_reduced(at_least, size):
+    image = Image.new("RGB", (800, 400), "teal")
+    assert open_picture(encoded(image, "JPEG"), at_least).size == size
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert open_picture(encoded(image, "JPEG", exif=turned), at_least[::-1]).size == size[::-1]
+    assert open_picture(encoded(image), at_least).size == (800, 400)  # no other format can
+
+
+def test_how_opaque_a_picture_is():
+    rgba = np.zeros((2, 3, 4), dtype=np.uint8)
+    rgba[..., 3] = [[0, 128, 255], [9, 8, 7]]
+    alpha = open_alpha(encoded(Image.fromarray(rgba)))
+    assert (alpha.mode, np.asarray(alpha).tolist()) == ("L", rgba[..., 3].tolist())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.asarray(open_alpha(encoded(Image.fromarray(rgba), exif=exif))).tolist() == [[9, 0], [8, 128], [7, 255]]
+    assert np.asarray(open_alpha(encoded(Image.new("L", (2, 1))))).tolist() == [[255, 255]]
 
 
 # For the model

@@ -1,5 +1,7 @@
 import builtins
+import gc
 import threading
+from pathlib import Path
 
 import pyarrow
 import pyarrow.feather
@@ -109,6 +111,11 @@ def test_large_groups_are_copied_in_pieces(make, tmp_path, monkeypatch, suffix):
     assert max(table.groups.rows) <= module.COPIED_ROWS
     assert [image for _, image in everything(table)] == [image for _, image in expected]
     assert [sample.caption for sample, _ in everything(table)] == [sample.caption for sample, _ in expected]
+    copy = Path(table.groups._folder.name)
+    assert [file.name for file in copy.iterdir()] == ["rows.arrow"]
+    del table
+    gc.collect()
+    assert not copy.exists()
 
 
 def test_no_room_for_the_copy(make, tmp_path, monkeypatch):

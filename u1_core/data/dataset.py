@@ -4,6 +4,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from u1_core.data.folder import Sample, read_folder
 from u1_core.data.framing import Framing
 from u1_core.data.pictures import picture_size
@@ -95,8 +97,7 @@ class TableDataset(Dataset):
         self._count = min(len(table), limit or len(table))
         self.turns = range(self._count)
         if "repeats" in table.columns:
-            repeats = (table.value(number, "repeats") or 1 for number in range(self._count))
-            self.turns = [number for number, times in enumerate(repeats) for _ in range(times)]
+            self.turns = np.repeat(np.arange(self._count), table.numbers("repeats")[: self._count]).tolist()
 
     def __len__(self) -> int:
         return self._count

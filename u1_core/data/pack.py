@@ -8,7 +8,7 @@ from typing import Any
 from u1_core.data.dataset import Dataset
 from u1_core.data.folder import refuse_problems
 from u1_core.data.pictures import open_picture, picture_size
-from u1_core.data.table import PARQUET_SUFFIXES, arrow_errors, import_pyarrow
+from u1_core.data.table import NUMBERS, PARQUET_SUFFIXES, PICTURES, TEXTS, arrow_errors, import_pyarrow
 from u1_core.errors import U1Error
 from u1_core.weights.write import replacing
 
@@ -38,19 +38,21 @@ def pack(
     """Write the dataset's samples to `out`, row by row, picture files as they are.
 
     Columns: sample_id, caption, think, image, mask (null where there is none), width and height of the upright
-    picture, repeats. Raises U1Error, and leaves no file, if `out` is there already or a sample cannot be trained on,
-    unless `leave_out_bad`.
+    picture, and repeats if any picture has more than one turn in an epoch. Raises U1Error, and leaves no file, if `out`
+    is there already or a sample cannot be trained on, unless `leave_out_bad`.
     """
     if out.suffix.lower() not in PARQUET_SUFFIXES:
         raise U1Error(f"{out}: the file that is written is a .parquet; name it so")
     pyarrow = import_pyarrow(out)
     problems, rows = dict(dataset.problems), 0
     with replacing(out) as file, arrow_errors(out):
+        schema = _schema(pyarrow, with_repeats=len(dataset.turns) != len(dataset))
+        compression = {name: "none" if name in PICTURES else "zstd" for name in schema.names}
         writer = pyarrow.parquet.ParquetWriter(
-            file, _schema(pyarrow), compression=_COMPRESSION, use_dictionary=False, write_statistics=False
+            file, schema, compression=compression, use_dictionary=False, write_statistics=False
         )
         for group in _groups(_rows(dataset, problems, on_progress)):
-            writer.write_table(pyarrow.Table.from_pylist(group, _schema(pyarrow)))
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
             rows += len(group)
         writer.close()
         if not leave_out_bad:
@@ -60,23 +62,10 @@ def pack(
     return Packed(out, rows, out.stat().st_size, problems)
 
 
-# Pictures are compressed already.
-_COMPRESSION = {
-    "sample_id": "zstd",
-    "caption": "zstd",
-    "think": "zstd",
-    "image": "none",
-    "mask": "none",
-    "width": "zstd",
-    "height": "zstd",
-    "repeats": "zstd",
-}
-
-
-def _schema(pyarrow: Any) -> Any:
-    kinds = {"image": pyarrow.binary(), "mask": pyarrow.binary()}
-    kinds |= dict.fromkeys(("width", "height", "repeats"), pyarrow.int32())
-    return pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in _COMPRESSION])
+def _schema(pyarrow: Any, with_repeats: bool) -> Any:
+    kinds = dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(PICTURES, pyarrow.binary())
+    kinds |= dict.fromkeys(NUMBERS, pyarrow.int32())
+    return pyarrow.schema([(name, kind) for name, kind in kinds.items() if with_repeats or name != "repeats"])
 
 
 def _rows(dataset: Dataset, problems: dict[str, str], on_progress: Callable[[int, int], None] | None) -> Iterator[Row]:

@@ -8,6 +8,7 @@ group, to a temporary Arrow file with small ones.
 import contextlib
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,12 @@ class Table:
         with self._lock:
             cell = self._read(group, column)[column][row - start]
         return cell.as_py()
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A whole column of whole numbers, null as 1; read past what is kept."""
+        with self._lock, arrow_errors(self.path):
+            read = [self.groups.read(group, [column]).column(column) for group in range(len(self.groups.rows))]
+        return np.concatenate([part.fill_null(1).to_numpy() for part in read])
 
     def sample(self, row: int) -> Sample:
         """The row without its pictures. An id that is missing is "row 12"; rows count from 0."""
@@ -215,7 +222,9 @@ class _CopiedGroups:
                 f"{path}: its groups of rows are too large to be read one by one ({size}), and there is no room for a "
                 f"temporary copy ({problem.strerror or problem}); rewrite it with `u1 data pack`"
             ) from None
-        self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(copy, "rb"))
+        source = pyarrow.OSFile(copy, "rb")
+        self._reader = pyarrow.ipc.open_file(source)
+        weakref.finalize(self, _close_and_remove, source, self._folder)
 
     def read(self, group: int, columns: Sequence[str]) -> Any:
         import pyarrow
@@ -224,6 +233,12 @@ class _CopiedGroups:
 
     def batches(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
         return iter(self.read(group, columns).to_batches())
+
+
+def _close_and_remove(source: Any, folder: tempfile.TemporaryDirectory) -> None:
+    """In this order: Windows removes no file that is open."""
+    source.close()
+    folder.cleanup()
 
 
 def _n_bytes(columns: dict[str, Any]) -> int:

@@ -89,9 +89,10 @@ class CaptionKVs(Sequence[PrefixKV]):
         return sum(prefix_bytes(block) for block in self._blocks.values())
 
     def fill(self) -> None:
-        """Build what the first window needs, a small set whole."""
-        for index in range(0, min(len(self), WINDOW), BLOCK):
-            self[index]
+        """Build a small set whole; of a large one, each block when its turn has come."""
+        if len(self) <= WINDOW:
+            for index in range(0, len(self), BLOCK):
+                self[index]
 
     def _block(self, number: int) -> list[PrefixKV]:
         sequences = [self._sequences[i] for i in range(number * BLOCK, min(len(self), (number + 1) * BLOCK))]
@@ -128,7 +129,7 @@ class CaptionPrefixes:
 def build_caption_prefixes(
     session: Session, recipe: Recipe, sequences: Sequence[TokenSequence], adapters: Sequence[Adapter] = ()
 ) -> CaptionPrefixes:
-    """Those of a small set, or of a large one's first window; the understanding side of `adapters` is in effect."""
+    """Those of a small set now, of a large one as they are needed, with the understanding side of `adapters`."""
     train, runtime = recipe.train, recipe.runtime
     resting = session.device if runtime.keep_kvs_on_gpu else torch.device(runtime.cpu_device)
     terms = tower_terms(session.config, adapters, UNDERSTANDING)
