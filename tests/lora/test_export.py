@@ -84,7 +84,7 @@ def test_every_tensor_is_told_of_and_the_stated_error_is_what_is_left(model):
             module = result.modules[path]
             assert module.rank == 6
             assert one.rank == (5 if path == f"{TIMESTEP}.mlp.2" else 6)
-            left += module.up[:, one.rank :] @ module.down[one.rank :]
+            left += (module.up[:, one.rank :] @ module.down[one.rank :]).view(left.shape)
             assert one.change == pytest.approx(change.norm().item(), rel=1e-5)
             assert one.error == pytest.approx((left.norm() / change.norm()).item(), rel=1e-4)
             assert 0.2 < one.error < 0.99

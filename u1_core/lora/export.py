@@ -32,7 +32,7 @@ _INNER, _OUTER = f"{TIMESTEP_EMBEDDER}.mlp.0", f"{TIMESTEP_EMBEDDER}.mlp.2"
 _ADDED_UP = (f"{_OUTER}.bias", f"{NOISE_SCALE_EMBEDDER}.mlp.2.bias", f"{VISION_GEN}.dense_embedding.bias")
 """Biases whose sum is a part of the generation tower's input."""
 
-T_GRID = 1025
+T_GRID = 257
 """Timesteps from 0 to 1 at which a direction is to be constant."""
 
 
