@@ -266,6 +266,25 @@ def test_pictures_seen_together_are_predicted_as_alone(tiny, kind):
     assert same(together, alone)
 
 
+def test_two_hundred_steps_streamed_and_resident_give_the_same_bytes(tiny):
+    model = tiny("u1")
+
+    def trained(weights, kept) -> list[torch.Tensor]:
+        terms, factors = layer_terms(model.config)
+        optimizer = torch.optim.AdamW(factors, lr=1e-3)
+        for step in range(200):
+            x_pred = generation_passes(model.config, weights, [one_pass(model.config, step, 1, 2, terms)], kept)[0]
+            x_pred.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return factors
+
+    before = [factor.detach() for factor in layer_terms(model.config)[1]]
+    resident = trained(model.generation, None)
+    assert not any(torch.equal(a, b) for a, b in zip(resident, before, strict=True))
+    assert same(trained(replace(model.generation, layers=streamed(model)), MIXED), resident)
+
+
 def test_layers_that_inference_mode_brought_in_can_be_trained_through(tiny):
     model = tiny("u1")
     terms, factors = layer_terms(model.config)
