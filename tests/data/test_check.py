@@ -106,6 +106,9 @@ def test_pictures_that_are_enlarged_cut_or_too_narrow(make, style):
     assert [(finding.severity, finding.where) for finding in slightly] == [("note", ("a.png (60x60 to 64x64)",))]
     assert found(findings, "over 25% of the picture is cut off").where == ("c.png (900x180 to 104x32)",)
     assert found(findings, "one side is over 3.5 times the other").where == ("c.png (900x180 to 104x32)",)
+    skipping = check(style, framing=Framing(64 * 64, 8, upscale="skip"))
+    assert found(skipping, "and left out").where == ("a.png (60x60 to 64x64)", "b.png (30x30 to 64x64)")
+    assert not [finding for finding in skipping if "enlarged" in finding.what]
     shrinking = check(style, framing=Framing(64 * 64, 8, upscale="shrink_bucket"))
     assert not [finding for finding in shrinking if "enlarged" in finding.what]
 

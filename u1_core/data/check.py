@@ -193,7 +193,10 @@ def _check_pictures(
 
 def _check_frames(frames: Mapping[str, Frame], rules: Rules, findings: Findings) -> None:
     for name, frame in frames.items():
-        if frame.enlarged > 1 and rules.framing.upscale != "skip":
+        if frame.enlarged > 1 and rules.framing.upscale == "skip":
+            what = "the picture is smaller than the size it would be trained at, and left out"
+            findings.add("note", what, "find a larger one, or lower data.cap_max_pixels", f"{name} ({_sizes(frame)})")
+        elif frame.enlarged > 1:
             much = frame.enlarged > ENLARGED_MUCH
             what = "the picture is smaller than the size it is trained at, and enlarged"
             advice = "find a larger one, lower data.cap_max_pixels, or set data.upscale to shrink_bucket or skip"

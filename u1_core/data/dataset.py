@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from u1_core.data.folder import Sample, read_folder
+from u1_core.data.folder import Sample, holds_pictures, read_folder
 from u1_core.data.framing import Framing
 from u1_core.data.pictures import picture_size
+from u1_core.data.shards import open_shards, shards_in
 from u1_core.data.table import TABLE_SUFFIXES, Table, open_table
 from u1_core.errors import U1Error
 
@@ -126,7 +127,13 @@ SIDES = ("width", "height")
 
 
 def open_dataset(path: Path, limit: int | None = None) -> Dataset:
-    """A folder of pictures, or a parquet or arrow file; the first `limit` samples. Raises U1Error for anything else."""
+    """A folder of pictures, a parquet or arrow file, or a folder of such; the first `limit` samples.
+
+    Raises U1Error for anything else.
+    """
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return TableDataset(open_table(path), limit)
+    shards = shards_in(path) if path.is_dir() else []
+    if shards and not holds_pictures(path):
+        return TableDataset(open_shards(path, shards), limit)
     return FolderDataset(path, limit)

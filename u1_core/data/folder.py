@@ -74,6 +74,11 @@ def split_caption(text: str) -> tuple[str, str | None]:
     return caption.strip(), think or None
 
 
+def holds_pictures(folder: Path) -> bool:
+    """Whether there is a picture in the folder or in one within it."""
+    return any(_is_picture(path) for path in folder.rglob("*"))
+
+
 def repeats_of(name: str) -> int:
     """Turns in an epoch of the picture with this id: `10_ink/a.png` has ten, as other trainers count."""
     numbers = [int(match[1]) for part in name.split("/")[:-1] if (match := _REPEATS.match(part))]

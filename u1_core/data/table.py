@@ -62,12 +62,17 @@ class Table:
         self.groups = groups
         self._ends = np.cumsum(groups.rows)
         self._kept: OrderedDict[tuple[int, str], dict[str, Any]] = OrderedDict()
-        self.held_bytes = 0
-        """Of the groups in memory."""
+        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the groups in memory."""
+        with self._lock:
+            return self._kept_bytes
 
     def value(self, row: int, column: str) -> Any:
         """One cell: text, bytes, a number or None. Raises U1Error where the file is damaged."""
@@ -98,9 +103,9 @@ class Table:
             with arrow_errors(self.path):
                 table = self.groups.read(group, [name for name in family if name in self.columns])
             self._kept[key] = {name: _plain(table.column(name)) for name in table.column_names}
-            self.held_bytes += _n_bytes(self._kept[key])
-            while len(self._kept) > 1 and self.held_bytes > CACHE_BYTES:
-                self.held_bytes -= _n_bytes(self._kept.popitem(last=False)[1])
+            self._kept_bytes += _n_bytes(self._kept[key])
+            while len(self._kept) > 1 and self._kept_bytes > CACHE_BYTES:
+                self._kept_bytes -= _n_bytes(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
         return self._kept[key]
 
