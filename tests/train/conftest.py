@@ -11,7 +11,7 @@ from PIL import Image
 from u1_core.jobs import Job
 from u1_core.session import Session
 from u1_core.train.loop import train
-from u1_core.train.recipe import Data, Recipe, Runtime, Style, Train
+from u1_core.train.recipe import Data, Previews, Recipe, Runtime, Style, Train, Validation
 
 SIZES = ((64, 64), (96, 64), (64, 96), (120, 60), (70, 64))
 
@@ -47,6 +47,8 @@ def recipe(tmp_path) -> Recipe:
         style=Style(trigger="sty"),
         train=Train(steps=6, lr=1e-3),
         runtime=Runtime(out_dir=str(tmp_path / "runs"), device="cpu", gc_skip_last=1),
+        validation=Validation(every=0),
+        previews=Previews(every=0),
     )
 
 

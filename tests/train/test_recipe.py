@@ -10,7 +10,7 @@ from u1_core.train.recipe_file import dump_recipe, parse_recipe
 def test_every_field_is_documented_once():
     docs = {doc.key: doc for doc in field_docs()}
     sections = [one.name for one in dataclasses.fields(Recipe) if not one.metadata]
-    assert sections == ["data", "style", "lora", "train", "runtime"]
+    assert sections == ["data", "style", "lora", "train", "runtime", "validation", "previews"]
     keys = [key for key in yaml_keys(dump_recipe(Recipe())) if key not in sections]
     assert sorted(docs) == sorted(keys)
     assert all(doc.meaning and doc.allowed for doc in docs.values())

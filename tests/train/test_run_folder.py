@@ -50,7 +50,7 @@ def test_the_log_grows_by_whole_lines(recipe):
 def test_checkpoints_and_results_load_back_the_same(recipe, adapter, tmp_path):
     upstream = replace(recipe.runtime, upstream_lora_path=str(tmp_path / "8step.safetensors"))
     folder = RunFolder.create(replace(recipe, runtime=upstream))
-    checkpoint, results = folder.save_checkpoint(adapter, 600), folder.save_results(adapter, 6000)
+    checkpoint, results = folder.save_checkpoint(adapter, 600), folder.save_results(adapter, 6000, pictures=5)
     assert checkpoint.lora == folder.path / "checkpoints" / "step_000600.safetensors"
     assert checkpoint.full == folder.path / "checkpoints" / "step_000600.full.safetensors"
     assert results.loadable == results.lora == folder.path / "tiny.safetensors"

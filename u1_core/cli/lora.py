@@ -1,4 +1,5 @@
-"""`u1 lora inspect | plan | merge`: what a LoRA file is, what a spec would train, and LoRAs written into a model."""
+"""`u1 lora inspect | plan | merge | export`: what a LoRA file is, what a spec would train, LoRAs written into a model,
+and LoRAs written anew."""
 
 import argparse
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from u1_core.cli.lora_export import add_export, export
 from u1_core.cli.progress import ProgressLine
 from u1_core.errors import U1Error, nearest
 from u1_core.lora.files import parse_lora_argument, read_lora
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
     _add_plan(actions.add_parser("plan", help="modules, parameters and bytes of a spec, from the config alone"))
     _add_merge(actions.add_parser("merge", help="write a model with LoRAs added to its weights"))
+    add_export(actions.add_parser("export", help="write a LoRA anew, the tensors trained whole folded into it"))
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +68,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    {"inspect": _inspect, "plan": _plan, "merge": _merge}[args.action](args)
+    {"inspect": _inspect, "plan": _plan, "merge": _merge, "export": export}[args.action](args)
     return 0
 
 
@@ -100,7 +103,12 @@ def _inspection_lines(found: Inspection) -> list[str]:
             f"    {load.where:<26}{'yes' if load.loads else 'no'}" + (f": {load.reason}" if load.reason else "")
         )
     lines += [f"  note: {note}" for note in found.notes]
-    return lines + [f"  metadata {key}: {value}" for key, value in found.metadata.items()]
+    return lines + [f"  metadata {key}: {_shortened(value)}" for key, value in found.metadata.items()]
+
+
+def _shortened(value: str) -> str:
+    """A value of the metadata; of an embedded picture only how large it is."""
+    return f"{value.partition(',')[0]}, {len(value):,} characters" if value.startswith("data:") else value
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -19,11 +19,15 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
 from u1_core.model.views import Generation
 from u1_core.session import Session
+from u1_core.train.hooks import standard_hooks
 from u1_core.train.optimizers import make_optimizer
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
+from u1_core.train.previews import preview_settings
 from u1_core.train.recipe import Recipe
+from u1_core.train.report import write_report
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path
 from u1_core.train.step import Trainer, TrainingSet
+from u1_core.train.validation import held_out
 from u1_core.weights.gguf_file import refuse_training_on_quantised
 
 
@@ -42,7 +46,7 @@ def train(job: Job, session: Session, recipe: Recipe) -> Outcome | None:
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
     where it took several pictures), "checkpoint" and "results" (the file saved). The session's lease is held while the
     model is at work, and free between steps. Asked to stop, the run saves a checkpoint and ends; asked before its first
-    step, it leaves nothing and returns None.
+    step, it leaves nothing and returns None. What hooks find is told under their names: "validation", "preview".
     """
     free_run_path(recipe)
     # The thread may be anyone's: training needs gradients whatever it has been used for.
@@ -55,11 +59,23 @@ def _run(job: Job, session: Session, trainer: Trainer, folder: RunFolder) -> Out
     settings = trainer.recipe.train
     step, saved_at, saved = 0, 0, Saved(None, None)
 
+    hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
+
     def save_checkpoint() -> Saved:
         saved = folder.save_checkpoint(trainer.adapter, step)
         job.emit("checkpoint", step=step, file=str(saved.loadable))
+        _report(job, folder)
         return saved
 
+    def look() -> None:
+        for hook in hooks:
+            if hook.due(step):
+                with session.lease:
+                    found = hook.run(trainer, step)
+                folder.log([{"event": hook.name, "step": step, **found}])
+                job.emit(hook.name, step=step, **found)
+
+    look()
     while step < settings.steps and job.go_on():
         step += 1
         with session.lease:
@@ -69,12 +85,22 @@ def _run(job: Job, session: Session, trainer: Trainer, folder: RunFolder) -> Out
         job.emit("step", steps=settings.steps, **{**records[-1], **means})
         if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < settings.steps:
             saved, saved_at = save_checkpoint(), step
+        look()
     if step == settings.steps:
-        saved = folder.save_results(trainer.adapter, step)
+        saved = folder.save_results(trainer.adapter, step, len(set(trainer.data.samples.turns)))
         job.emit("results", step=step, file=str(saved.loadable))
+        _report(job, folder)
     elif saved_at < step:
         saved = save_checkpoint()
     return Outcome(folder.path, step, saved)
+
+
+def _report(job: Job, folder: RunFolder) -> None:
+    """Build report.html anew. If that fails, it is told and the run goes on."""
+    try:
+        write_report(folder.path)
+    except Exception as problem:  # a page about the run is not worth the run
+        job.emit("warning", message=f"the report could not be written: {problem}")
 
 
 def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
@@ -83,6 +109,7 @@ def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
     config, device = session.config, session.device
     upstream = _upstream(session, recipe)
     adapter = new_adapter(session, recipe)
+    preview_settings(config, recipe)
     samples, pictures, sequences = _checked_data(job, session, recipe)
     with session.lease:
         prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
@@ -152,4 +179,6 @@ def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, 
     job.emit("checked", findings=[asdict(finding) for finding in findings])
     if data.upscale == "skip":
         dataset.leave_out_small(framing)
+    if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
+        dataset.leave_out(set(kept_back))
     return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)

@@ -61,6 +61,7 @@ COUNT_OR_NONE = Rule("a whole number, 0 or more", lambda value: value >= 0)
 SEED = Rule("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 PIXELS = Rule("a whole number, 1024 (32 x 32) or more", lambda value: value >= 1024)
 ANY_NUMBER = Rule("a number", lambda value: True)
+AT_LEAST_ONE = Rule("a number, 1 or more", lambda value: value >= 1)
 ABOVE_ZERO = Rule("a number above 0", lambda value: value > 0)
 SHARE = Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
 SHARE_BELOW_ONE = Rule("a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -217,6 +218,37 @@ class Runtime(Section):
 
 
 @dataclass(frozen=True)
+class Validation(Section):
+    """Errors on fixed pictures, timesteps and noise, against the base model's."""
+
+    every: int = setting(300, "look each so many steps, and before the first; 0 does not", COUNT_OR_NONE, "steps")
+    pictures: int = setting(
+        4, "most pictures looked at, of those held out and of those trained on each", COUNT, "pictures"
+    )
+    timesteps: int = setting(8, "values of t that each picture is looked at, from noise to picture", COUNT)
+    split: float | None = setting(
+        None,
+        "share of the pictures that is held out of training; null holds out as many as validation.pictures where there "
+        "are 25 times as many, else none",
+        SHARE_BELOW_ONE,
+    )
+
+
+@dataclass(frozen=True)
+class Previews(Section):
+    """Pictures drawn while training, each beside what the model without the LoRA draws."""
+
+    every: int = setting(600, "draw each so many steps; 0 draws when asked only", COUNT_OR_NONE, "steps")
+    prompts: tuple[str, ...] = setting((), "prompts, trigger included; none takes the first two captions", SOME_TEXT)
+    seed: int = setting(42, "seed of every preview", SEED)
+    steps: int = setting(50, "sampling steps; 8 with the 8-step LoRA upstream", COUNT, "steps")
+    cfg: float = setting(4.0, "guidance scale; 1 with the 8-step LoRA upstream", AT_LEAST_ONE)
+    size: str | None = setting(
+        None, "WIDTHxHEIGHT or a ratio such as 3:2@1MP; null is 1:1 at the pixels of the training", SOME_TEXT
+    )
+
+
+@dataclass(frozen=True)
 class Recipe(Section):
     """One training run, whole."""
 
@@ -230,6 +262,8 @@ class Recipe(Section):
     )
     train: Train = field(default_factory=Train)
     runtime: Runtime = field(default_factory=Runtime)
+    validation: Validation = field(default_factory=Validation)
+    previews: Previews = field(default_factory=Previews)
 
     def __post_init__(self) -> None:
         super().__post_init__()

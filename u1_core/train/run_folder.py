@@ -1,16 +1,19 @@
 """The folder of a run: recipe, log, checkpoints, and at the end the results. Nothing in it is overwritten."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import FULL_FILE, write_full, write_lora
+from u1_core.train.previews import newest_preview
 from u1_core.train.recipe import Data, Recipe, Runtime
 from u1_core.train.recipe_file import dump_recipe
+from u1_core.train.results import check_saved, result_metadata
 from u1_core.weights.write import replacing
 
 
@@ -34,6 +37,7 @@ class RunFolder:
         self.path, self._recipe = path, recipe
         chosen = recipe.train.checkpoint_dir
         self.checkpoints = Path(chosen) if chosen else path / "checkpoints"
+        self.previews = path / "previews"
         self.log_path = path / "log.jsonl"
 
     @classmethod
@@ -64,12 +68,19 @@ class RunFolder:
         """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""
         return self._save(self.checkpoints / f"step_{step:06}", adapter, step)
 
-    def save_results(self, adapter: Adapter, step: int) -> Saved:
-        """The finished LoRA, as RUN_NAME.safetensors and .full.safetensors."""
-        return self._save(self.path / self._recipe.run_name, adapter, step)
+    def save_results(self, adapter: Adapter, step: int, pictures: int) -> Saved:
+        """The finished LoRA, trained on so many pictures, as RUN_NAME.safetensors and .full.safetensors.
 
-    def _save(self, stem: Path, adapter: Adapter, step: int) -> Saved:
-        metadata = {"u1.step": str(step), "u1.recipe": dump_recipe(without_paths(self._recipe))}
+        Both are read back and compared. Raises U1Error if they differ.
+        """
+        base, preview = Path(self._recipe.model or "").name, newest_preview(self.previews, self._recipe.previews.every)
+        about = result_metadata(self._recipe, step, pictures, base, {}, preview)
+        saved = self._save(self.path / self._recipe.run_name, adapter, step, about)
+        check_saved(saved.loadable, adapter)
+        return saved
+
+    def _save(self, stem: Path, adapter: Adapter, step: int, about: Mapping[str, str] = MappingProxyType({})) -> Saved:
+        metadata = {**about, "u1.step": str(step), "u1.recipe": dump_recipe(without_paths(self._recipe))}
         if self._recipe.style.trigger:
             metadata["modelspec.trigger_phrase"] = self._recipe.style.trigger
         lora = full = None

@@ -1,0 +1,27 @@
+"""Finished LoRAs on the questions that a run asked itself: what an export has lost, said in the run's own terms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from u1_core.jobs import Job
+from u1_core.lora.adapter import Adapter
+from u1_core.session import Session
+from u1_core.train.loop import prepare
+from u1_core.train.recipe import Recipe
+from u1_core.train.validation import Validator, held_out, judged_by
+
+
+def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) -> dict[str, dict[str, Any]]:
+    """Name -> its x0-MSE as a share of the base model's, on the validation pictures of `recipe`; see `Share`.
+
+    Held-out pictures judge where the recipe holds any out. Raises U1Error if its data cannot be read any more.
+    """
+    trainer = prepare(Job(lambda job: None), session, recipe)
+    kept_back = held_out(len(trainer.data.samples), recipe.validation, recipe.train.seed)
+    validator = Validator(recipe.validation, trainer.data.samples.turns, kept_back, recipe.train.seed)
+    shares = {}
+    for name, adapter in adapters.items():
+        trainer.adapter = adapter.to(session.device)
+        found = validator.run(trainer, recipe.train.steps)
+        shares[name] = found[judged_by(found)]["x0"]
+    return shares
