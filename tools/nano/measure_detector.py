@@ -72,7 +72,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--styled-scenes", type=int, default=250)
-    parser.add_argument("--json", help="write the numbers to this file too")
     given = parser.parse_args()
     detector, scenes = load_detector(), held_out_scenes(given.scenes)
     report = {
