@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 def run_cell(session: Session, cell: Cell) -> bool:
     """Train one cell; whether it came to its end. Ctrl-C stops it, with its state saved. Raises what the run raised."""
+    if aside := cell.set_aside():
+        print(f"  it was not finished and begins anew; what there was is in {aside}", file=sys.stderr)
     job = Job(lambda job: train(job, session, cell.recipe)).start()
     line = ProgressLine("training")
     try:

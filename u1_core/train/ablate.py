@@ -41,6 +41,15 @@ class Cell:
         """Whether the run has left its results."""
         return any((self.folder / f"{self.name}{part}.safetensors").is_file() for part in ("", ".full"))
 
+    def set_aside(self) -> Path | None:
+        """Move what an unfinished run has left out of the way, so that it can be run again; -> where it is now."""
+        if not self.folder.exists():
+            return None
+        number = 1
+        while (aside := self.folder.with_name(f"{self.name} (unfinished {number})")).exists():
+            number += 1
+        return self.folder.rename(aside)
+
 
 def parse_settings(arguments: Sequence[str]) -> dict[str, list[Any]]:
     """ "train.loss_type=x0,v" … -> {"train.loss_type": ["x0", "v"]}. Raises U1Error naming what is wrong."""
