@@ -1,4 +1,4 @@
-"""The pack's ComfyUI nodes (V3 schema). Thin: they read their inputs and call `u1_core`, which knows no ComfyUI."""
+"""The pack's ComfyUI nodes (V3 schema). Thin: each wraps a function of `u1_core.workflow`, which knows no ComfyUI."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -10,8 +10,12 @@ class U1StyleStudio(ComfyExtension):
 
     async def on_load(self) -> None:
         provide_engine()
+        from .base import register_model_folder
+
+        register_model_folder()
+        from . import routes  # noqa: F401
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from .lora_spec import LoRASpec
+        from . import drawing, models, training
 
-        return [LoRASpec]
+        return [*models.NODES, *training.NODES, *drawing.NODES]

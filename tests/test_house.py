@@ -24,7 +24,7 @@ STOREYS = (
     ("session",),
     ("sample", "understand"),
     ("train",),
-    ("parity",),
+    ("parity", "workflow"),
     ("cli",),
 )
 """The rooms of u1_core from the ground up: a room knows those on its own storey and below (docs/architecture.md)."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
-PACK_FILES = ("__init__.py", "pyproject.toml", "nodes", "js", "u1_core")
+PACK_FILES = ("__init__.py", "pyproject.toml", "nodes", "js", "u1_core", "locales", "workflows")
 PYTHONS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
 START_LIMIT_S = 180
 
@@ -49,12 +49,28 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return answer.read().decode()
 
+    def post(self, path: str, body: dict | None = None, **headers: str) -> tuple[int, dict]:
+        """(status, JSON) of a POST; without a body if there is none."""
+        data = b"" if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as refusal:
+            return refusal.code, json.loads(refusal.read() or b"{}")
+
+    def queue(self, prompt: dict) -> str:
+        """Queue a workflow in API form -> its prompt id."""
+        status, answer = self.post("/prompt", {"prompt": prompt})
+        assert status == 200, answer
+        return answer["prompt_id"]
+
     def run(self, prompt: dict, limit_s: float = 60) -> dict:
         """Queue a workflow in API form and wait for its history entry."""
-        body = json.dumps({"prompt": prompt}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            prompt_id = json.load(answer)["prompt_id"]
+        return self.wait(self.queue(prompt), limit_s)
+
+    def wait(self, prompt_id: str, limit_s: float = 60) -> dict:
+        """A queued workflow's history entry, once it is there."""
         for _ in range(round(limit_s / 0.2)):
             if entry := json.loads(self.get(f"/history/{prompt_id}")):
                 return entry[prompt_id]
@@ -97,7 +113,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("comfyui")
     pack = base / "custom_nodes" / "u1-style-studio"
     pack.mkdir(parents=True)
-    for name in PACK_FILES:
+    for name in filter(lambda name: (PACK / name).exists(), PACK_FILES):
         source = PACK / name
         if source.is_dir():
             shutil.copytree(source, pack / name, ignore=shutil.ignore_patterns("__pycache__"))

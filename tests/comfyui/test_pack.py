@@ -3,6 +3,25 @@
 import json
 import re
 
+NODE_IDS = (
+    "LoadU1Bf16Offload",
+    "U1StyleDataset",
+    "BuildPrefixKVCache",
+    "LoRASpec",
+    "TrainStyleLoRA",
+    "U1TrainingRun",
+    "StackUpstream8Step",
+    "LoadU1LoRA",
+    "ExportU1LoRA",
+    "U1Sample",
+    "U1Edit",
+    "U1Interleave",
+    "U1Ask",
+    "U1CaptionDataset",
+    "U1CompareGrid",
+)
+"""Exactly these: workflows that people have saved name them."""
+
 
 def test_pack_is_imported_without_a_complaint(server):
     assert re.search(r"seconds: \S*custom_nodes/u1-style-studio", server.log.replace("\\", "/")), server.log
@@ -12,18 +31,22 @@ def test_pack_is_imported_without_a_complaint(server):
 
 
 def test_nodes_are_listed_with_help_on_every_input_and_output(server):
-    nodes = {name: info for name, info in json.loads(server.get("/object_info")).items() if name.startswith("U1")}
-    assert list(nodes) == ["U1LoRASpec"]
+    infos = json.loads(server.get("/object_info"))
+    nodes = {name: info for name, info in infos.items() if info["python_module"] == "custom_nodes.u1-style-studio"}
+    assert sorted(nodes) == sorted(NODE_IDS)
     for info in nodes.values():
-        assert info["python_module"] == "custom_nodes.u1-style-studio"
         assert info["description"]
         assert info["search_aliases"]
-        assert all(options["tooltip"] for _, options in info["input"]["required"].values())
+        inputs = [each for kind in ("required", "optional") for each in info["input"].get(kind, {}).values()]
+        assert all(options["tooltip"] for _, options in inputs)
+        numbers = [options for kind, options in inputs if kind in ("INT", "FLOAT")]
+        assert all({"min", "max"} <= set(options) for options in numbers)
         assert all(info["output_tooltips"])
 
 
 def test_the_browser_gets_each_nodes_help_page(server):
-    assert server.get("/extensions/u1-style-studio/docs/U1LoRASpec.md").startswith("# U1 LoRA Spec")
+    for name in NODE_IDS:
+        assert server.get(f"/extensions/u1-style-studio/docs/{name}.md").startswith("# "), name
 
 
 def test_lora_spec_counts_what_a_preset_trains(server):
@@ -47,4 +70,4 @@ def test_a_misspelt_target_is_reported_with_the_nearest(server):
 
 
 def _lora_spec(**inputs: str) -> dict:
-    return {"1": {"class_type": "U1LoRASpec", "inputs": inputs}}
+    return {"1": {"class_type": "LoRASpec", "inputs": {"dropout": 0.0, **inputs}}}

@@ -1,0 +1,176 @@
+"""The studio: the models that are open, their LoRAs, and the places that files have. One for a process."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from u1_core.errors import U1Error, nearest
+from u1_core.lora.adapter import Adapter
+from u1_core.lora.files import read_lora
+from u1_core.sample.euler import Step
+from u1_core.session import Session
+from u1_core.weights.random_model import write_random_snapshot
+from u1_core.weights.tiny import TINY_HEAD_WIDTH, tiny_config, write_tiny_tokenizer
+from u1_core.workflow.handles import LoraUse, Model
+from u1_core.workflow.runs import Runs
+
+BUILT_IN = {"built-in tiny U1": "u1", "built-in tiny U1.5": "u1.5", "built-in tiny A3B": "a3b"}
+"""Models with random weights, made on the spot: for trying out the chain on any machine, not for pictures."""
+BUILT_IN_TOKENS = 256
+"""Tokens of a built-in model's own picture size: 16 x 16."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a studio's files are. Folders that are written to are made when they are first needed."""
+
+    models: tuple[Path, ...]
+    """Folders that are searched for models."""
+    loras: tuple[Path, ...]
+    """Folders with LoRA files; what is trained lands in the first, under `u1`."""
+    output: Path
+    """Runs go below it, under `u1_runs`."""
+    cache: Path
+    """For what can be made again: built-in models, pictures that came as tensors, prefix K/V."""
+    input: Path
+    """Relative folders of pictures are looked for here."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches one node at work. Each call may raise, which ends that node's work and nothing else."""
+
+    on_step: Callable[[Step], None] = field(default=lambda step: None)
+    on_text: Callable[[str], None] = field(default=lambda text: None)
+    on_progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+    check: Callable[[], None] = field(default=lambda: None)
+    """Called while waiting: raises if the node is to give up."""
+    workflow: Mapping[str, Any] | None = None
+    """The workflow in API form that the node is a part of."""
+
+
+class Studio:
+    """Sessions by model, opened when first used. Opening another lets go of those that no run is using."""
+
+    def __init__(self, places: Places, device: str = "auto", runs: Runs | None = None) -> None:
+        self.places, self.device = places, device
+        self.runs = runs or Runs(places.output / "u1_runs")
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._adapters: dict[tuple[str, int], Adapter] = {}
+
+    def model_names(self) -> list[str]:
+        """What `find_model` knows by name: models found in the models folders, then the built-in ones."""
+        return [*_found(self.places.models), *BUILT_IN]
+
+    def find_model(self, name: str) -> Path:
+        """The folder of a model that `model_names` lists. A built-in one is made now if it is not there yet."""
+        if name in BUILT_IN:
+            return self._built_in(BUILT_IN[name])
+        found = _found(self.places.models)
+        if name not in found:
+            folders = ", ".join(map(str, self.places.models))
+            raise U1Error(f"there is no model {name!r} in {folders}{nearest(name, [*found, *BUILT_IN])}")
+        return found[name]
+
+    def lora_names(self) -> list[str]:
+        """LoRA files in the LoRA folders, by their path inside, with forward slashes."""
+        return sorted({path.relative_to(folder).as_posix() for folder in self.places.loras for path in _loras(folder)})
+
+    def find_lora(self, name: str) -> Path:
+        """A file that `lora_names` lists. Raises U1Error with the nearest name."""
+        for folder in self.places.loras:
+            path = folder / name
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+                return path
+        folders = ", ".join(map(str, self.places.loras))
+        raise U1Error(f"there is no LoRA {name!r} in {folders}{nearest(name, self.lora_names())}")
+
+    def find_folder(self, text: str) -> Path:
+        """A folder (or file) of pictures: as it is given, or inside the input folder."""
+        path = Path(text.strip()).expanduser()
+        inside = self.places.input / path
+        return path if path.is_absolute() or path.exists() or not inside.exists() else inside
+
+    def session(self, model: Model, watch: Watch | None = None) -> Session:
+        """The open session of a model."""
+        key = (model.path, model.dtype)
+        with self._lock:
+            if key not in self._sessions:
+                in_use = self.runs.sessions()
+                self._sessions = {k: session for k, session in self._sessions.items() if session in in_use}
+                on_progress = watch.on_progress if watch else None
+                self._sessions[key] = Session.open(Path(model.path), self.device, model.dtype, on_progress)
+            return self._sessions[key]
+
+    @contextmanager
+    def using(self, model: Model, watch: Watch) -> Iterator[Session]:
+        """The session with the model's LoRAs in effect, and its lease held."""
+        session = self.session(model, watch)
+        with session.lease:
+            watch.check()
+            session.use([self.adapter(lora) for lora in model.loras])
+            yield session
+
+    def adapter(self, lora: LoraUse) -> Adapter:
+        """A LoRA as it is used: at its strength, without what is skipped."""
+        path = Path(lora.path)
+        key = (lora.path, path.stat().st_mtime_ns if path.is_file() else 0)
+        if key not in self._adapters:
+            self._adapters = dict(list(self._adapters.items())[-7:])
+            self._adapters[key] = read_lora(path).adapter
+        adapter = self._adapters[key]
+        return replace(adapter, strength=lora.strength, modules=_without(adapter, lora.skip))
+
+    def release(self) -> None:
+        """Let go of every model that no run is using."""
+        with self._lock:
+            in_use = self.runs.sessions()
+            self._sessions = {key: session for key, session in self._sessions.items() if session in in_use}
+            self._adapters = {}
+
+    def _built_in(self, kind: str) -> Path:
+        config = tiny_config(kind) | {"max_image_seq_len": BUILT_IN_TOKENS}
+        digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=4).hexdigest()
+        folder = self.places.cache / "models" / f"tiny-{kind}-{digest}"
+        with self._lock:
+            if not (folder / "tokenizer_config.json").is_file():
+                if not folder.exists():
+                    write_random_snapshot(folder, config, head_width=TINY_HEAD_WIDTH)
+                write_tiny_tokenizer(folder)
+        return folder
+
+
+def _without(adapter: Adapter, skip: Sequence[str]) -> dict:
+    kept = dict(adapter.modules)
+    for prefix in skip:
+        below = [path for path in kept if path == prefix or path.startswith(f"{prefix}.")]
+        if not below:
+            known = sorted({part for path in adapter.modules for part in (path, path.rpartition(".")[0])})
+            raise U1Error(f"{adapter.name}: nothing to skip at {prefix!r}{nearest(prefix, known)}")
+        for path in below:
+            del kept[path]
+    return kept
+
+
+def _found(folders: Sequence[Path]) -> dict[str, Path]:
+    """U1 models in these folders or one folder further down: name -> folder."""
+    found: dict[str, Path] = {}
+    for root in folders:
+        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
+            try:
+                kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+            except (OSError, ValueError, AttributeError):
+                continue
+            if kind == "neo_chat":
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def _loras(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.safetensors") if not path.name.endswith(".full.safetensors")]
