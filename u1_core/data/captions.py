@@ -9,6 +9,8 @@ SHARED_BY = 0.8
 FEWEST_CAPTIONS = 5
 """Among fewer, what is shared says nothing."""
 LONGEST_PHRASE = 4
+READ_CHARACTERS = 10_000
+"""Of one caption; more is a file that somebody mistook for one."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 # Words that any caption may have without saying anything of style.
@@ -45,7 +47,7 @@ def shared_phrases(captions: Sequence[str]) -> dict[str, float]:
 
 def _phrases(caption: str) -> set[tuple[str, ...]]:
     """Each phrase once, that neither starts nor ends with a common word."""
-    words = words_of(caption)
+    words = words_of(caption[:READ_CHARACTERS])
     spans = ((i, i + n) for n in range(1, LONGEST_PHRASE + 1) for i in range(len(words) - n + 1))
     return {
         tuple(words[start:end]) for start, end in spans if words[start] not in _COMMON and words[end - 1] not in _COMMON

@@ -133,7 +133,6 @@ def open_dataset(path: Path, limit: int | None = None) -> Dataset:
     """
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return TableDataset(open_table(path), limit)
-    shards = shards_in(path) if path.is_dir() else []
-    if shards and not holds_pictures(path):
+    if path.is_dir() and not holds_pictures(path) and (shards := shards_in(path)):
         return TableDataset(open_shards(path, shards), limit)
     return FolderDataset(path, limit)
