@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from u1_core.data.folder import Sample, read_folder, refuse_problems, split_caption
@@ -68,3 +70,18 @@ def test_folders_that_will_not_do(tmp_path):
         read_folder(tmp_path)
     with pytest.raises(U1Error, match="is a file, not a folder"):
         read_folder(tmp_path / "a.txt")
+
+
+def test_names_that_are_no_text_become_text(tmp_path):
+    """A file system may take any bytes but zero and slash for a name; where it does not, there is nothing to test."""
+    for name in (b"a\nb", b"c\xff"):
+        try:
+            for suffix in (b".png", b".txt"):
+                with open(os.path.join(os.fsencode(tmp_path), name + suffix), "wb") as file:
+                    file.write(b"x")
+        except OSError:
+            pytest.skip(f"this file system takes no file called {name}")
+    samples, problems = read_folder(tmp_path)
+    assert [sample.id for sample in samples] == ["a?b.png", "c?.png"]
+    assert all(sample.path.read_bytes() == b"x" for sample in samples)
+    assert problems == {}

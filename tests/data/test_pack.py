@@ -78,6 +78,16 @@ def test_nothing_is_overwritten_and_the_name_tells_the_format(style):
         pack(open_dataset(style), style.parent / "style.zip")
 
 
+def test_a_full_disk(style, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetWriter, "write_table", refuse)
+    with pytest.raises(U1Error, match=r"style\.parquet: cannot be written \(No space left on device\)"):
+        pack(open_dataset(style), style.parent / "style.parquet")
+    assert [path.name for path in style.parent.iterdir()] == ["style"]
+
+
 def test_nothing_left_to_pack(make, tmp_path):
     make.put(tmp_path / "x", "a.png", "never a picture", b"no")
     with pytest.raises(U1Error, match="no sample is left to pack"):

@@ -20,7 +20,7 @@ class Sample:
     """A picture and what is said of it."""
 
     id: str
-    """The picture's path inside the folder, with forward slashes; of a table's row, its sample_id."""
+    """The picture's path inside the folder, with forward slashes, ? for what is no text; of a row, its sample_id."""
     path: Path
     """The picture's file; of a table's row, the table's."""
     caption: str
@@ -88,10 +88,15 @@ def repeats_of(name: str) -> int:
 def _picture_ids(folder: Path) -> dict[str, Path]:
     paths = {path.relative_to(folder): path for path in folder.rglob("*") if _is_picture(path)}
     return {
-        inner.as_posix(): path
+        _as_text(inner.as_posix()): path
         for inner, path in paths.items()
         if path.is_file() and not any(part.startswith(".") for part in inner.parts)
     }
+
+
+def _as_text(name: str) -> str:
+    """A file's name without line breaks and bytes that are no character, which would break a log or a message."""
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "?", name)
 
 
 def _is_picture(path: Path) -> bool:

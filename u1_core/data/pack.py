@@ -8,7 +8,7 @@ from typing import Any
 from u1_core.data.dataset import Dataset
 from u1_core.data.folder import refuse_problems
 from u1_core.data.pictures import open_picture, picture_size
-from u1_core.data.table import NUMBERS, PARQUET_SUFFIXES, PICTURES, TEXTS, arrow_errors, import_pyarrow
+from u1_core.data.table import NUMBERS, PARQUET_SUFFIXES, PICTURES, TEXTS, import_pyarrow
 from u1_core.errors import U1Error
 from u1_core.weights.write import replacing
 
@@ -45,16 +45,14 @@ def pack(
         raise U1Error(f"{out}: the file that is written is a .parquet; name it so")
     pyarrow = import_pyarrow(out)
     problems, rows = dict(dataset.problems), 0
-    with replacing(out) as file, arrow_errors(out):
+    with replacing(out) as file:
         schema = _schema(pyarrow, with_repeats=len(dataset.turns) != len(dataset))
         compression = {name: "none" if name in PICTURES else "zstd" for name in schema.names}
-        writer = pyarrow.parquet.ParquetWriter(
-            file, schema, compression=compression, use_dictionary=False, write_statistics=False
-        )
-        for group in _groups(_rows(dataset, problems, on_progress)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
-            rows += len(group)
-        writer.close()
+        options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
+        with pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
+            for group in _groups(_rows(dataset, problems, on_progress)):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                rows += len(group)
         if not leave_out_bad:
             refuse_problems(dataset.source, problems)
         if not rows:
