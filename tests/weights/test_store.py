@@ -7,7 +7,7 @@ from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDIN
 from u1_core.model.views import LayerWeights
 from u1_core.weights.layout import layer_slices
 from u1_core.weights.snapshot import Snapshot
-from u1_core.weights.store import MappedLayers, load_generation, load_understanding
+from u1_core.weights.store import LayersOnDisk, load_generation, load_understanding
 from u1_core.weights.tiny import KINDS
 from u1_core.weights.write import write_safetensors
 
@@ -51,9 +51,9 @@ def test_dtypes_are_rounded_once(models, tmp_path):
     assert understanding.embed_tokens.dtype == torch.bfloat16
 
 
-def test_mapped_layers_are_fresh_and_behave_as_a_sequence(models):
+def test_layers_on_disk_are_fresh_and_behave_as_a_sequence(models):
     layers = load_generation(Snapshot.open(models["u1"]), "cpu", torch.float32, resident=False).layers
-    assert isinstance(layers, MappedLayers)
+    assert isinstance(layers, LayersOnDisk)
     assert len(layers) == 3
     assert len(list(reversed(layers))) == 3
     assert all(isinstance(layer, LayerWeights) for layer in layers)
@@ -83,11 +83,11 @@ def test_progress_rises_to_the_whole(models, load, resident):
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "u15"])
-def test_oracle_models_load_resident_and_mapped_alike(oracle, name):
+def test_oracle_models_load_resident_and_from_disk_alike(oracle, name):
     snapshot = Snapshot.open(oracle(name) / "model")
     for tower, load in ((UNDERSTANDING, load_understanding), (GENERATION, load_generation)):
-        resident, mapped = (
+        resident, read = (
             layer_tensors(snapshot, tower, load(snapshot, "cpu", torch.bfloat16, r).layers) for r in (True, False)
         )
-        assert all(torch.equal(tensor, mapped[key]) for key, tensor in resident.items())
+        assert all(torch.equal(tensor, read[key]) for key, tensor in resident.items())
         assert all(torch.equal(tensor, snapshot.read(key)) for key, tensor in resident.items())

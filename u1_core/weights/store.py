@@ -14,6 +14,7 @@ from u1_core.weights.arena import Arena
 from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import BlockArena, QuantisedLayers
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
+from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.source import TensorSource
@@ -75,20 +76,6 @@ def load_layer(source: TensorSource, tower: str, index: int, device: Device, dty
     return layer
 
 
-class MappedLayers(Sequence[LayerWeights]):
-    """A tower's layers, each read from its source when it is asked for and kept by nobody: one layer's memory."""
-
-    def __init__(self, source: TensorSource, tower: str, device: Device, dtype: torch.dtype) -> None:
-        self._source, self._tower, self._device, self._dtype = source, tower, device, dtype
-
-    def __len__(self) -> int:
-        return self._source.config.layers
-
-    def __getitem__(self, index: int) -> LayerWeights:
-        index = range(len(self))[index]
-        return load_layer(self._source, self._tower, index, self._device, self._dtype).weights
-
-
 @dataclass
 class _Loader:
     """Reads tensors and layers onto a device, counting bytes."""
@@ -121,7 +108,7 @@ class _Loader:
         if not resident and isinstance(self.source, GgufSource):
             return QuantisedLayers(self.source, tower, self.device, self.dtype)
         if not resident:
-            return MappedLayers(self.source, tower, self.device, self.dtype)
+            return LayersOnDisk(self.source, tower, self.device, self.dtype)
         return [self._resident_layer(tower, index) for index in range(self.source.config.layers)]
 
     def placed_layers(self, tower: str, placement: Placement) -> StreamedLayers:

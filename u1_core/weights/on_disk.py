@@ -1,0 +1,60 @@
+"""Layers that stay in the checkpoint's files: each is read when it is asked for, the next one while it is used."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from u1_core.model.views import LayerWeights
+from u1_core.weights.layout import layer_bytes, layer_slices, layer_views
+from u1_core.weights.source import TensorSource
+
+
+class LayersOnDisk(Sequence[LayerWeights]):
+    """A tower's layers, each a fresh copy on the device that nobody keeps.
+
+    Two layers' worth of host memory takes turns, as memory that is new to the process is slow to write to; it is let go
+    after the last layer. One thread at a time.
+    """
+
+    def __init__(self, source: TensorSource, tower: str, device: str | torch.device, dtype: torch.dtype) -> None:
+        self._source, self._tower, self._device, self._dtype = source, tower, device, dtype
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="u1-reading")
+        self._next: tuple[int, Future[Tensor]] | None = None
+        self._spare: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._source.config.layers
+
+    def __getitem__(self, index: int) -> LayerWeights:
+        index = range(len(self))[index]
+        host, last = self._read_now(index), index == len(self) - 1
+        if not last:
+            self._next = index + 1, self._begin(index + 1)
+        flat = torch.empty_like(host, device=self._device).copy_(host)
+        self._spare = None if last else host
+        return layer_views(self._source.config, self._tower, index, flat)
+
+    def _read_now(self, index: int) -> Tensor:
+        """The layer's bytes, from what was read ahead if that was this layer."""
+        if self._next is not None:
+            (number, reading), self._next = self._next, None
+            if number == index:
+                return reading.result()
+            self._spare = reading.result() if reading.exception() is None else None
+        return self._begin(index).result()
+
+    def _begin(self, index: int) -> Future[Tensor]:
+        place, self._spare = self._spare, None
+        return self._reader.submit(self._read, index, place)
+
+    def _read(self, index: int, place: Tensor | None) -> Tensor:
+        """Read a layer into `place` if that is there and as long as is needed, else into new memory."""
+        elements = layer_bytes(self._source.config, self._tower, index, self._dtype) // self._dtype.itemsize
+        if place is None or len(place) != elements:
+            place = torch.empty(elements, dtype=self._dtype)
+        views = layer_views(self._source.config, self._tower, index, place)
+        for name, view in layer_slices(self._source.config, self._tower, index, views):
+            self._source.read_into(name, view)
+        return place
