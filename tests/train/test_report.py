@@ -146,6 +146,17 @@ def test_its_figures_are_those_of_the_log(folder):
     assert texts[place + 1 : place + 3] == ["30", "50.0%"]
 
 
+def test_memorising_is_pointed_out(folder):
+    worse = validation_record(0)
+    worse["step"] = 60
+    log = folder / "log.jsonl"
+    kept = log.read_text(encoding="utf-8").rpartition("\n")[0]
+    log.write_text(f"{kept}\n{json.dumps(worse)}\n", encoding="utf-8")
+    texts = Reader(write_report(folder).read_text(encoding="utf-8")).texts
+    (told,) = [text for text in texts if text.startswith("held-out pictures were best")]
+    assert told.startswith("held-out pictures were best at step 60 (70.0 %) and have been getting worse: what came")
+
+
 def test_steps_done_again_after_going_back_count_once(folder):
     again = [json.dumps({**picture_record(step), "x0_mse": 7.0}) for step in (50, 51)]
     log = folder / "log.jsonl"

@@ -144,6 +144,13 @@ def _warnings(run: RunLog) -> str:
         share = validations[-1][judged_by(validations[-1])]["x0"]
         if len(validations) > 1 and share["high"] > 100:
             found.append("after all these steps the model is not surely better than the base: its band reaches 100 %")
+        looks = [(record["step"], record["held_out"]["x0"]) for record in validations if "held_out" in record]
+        step, best = min(looks, key=lambda look: look[1]["percent"], default=(0, None))
+        if best and share["percent"] > best["high"]:
+            found.append(
+                f"held-out pictures were best at step {step:,} ({best['percent']:.1f} %) and have been getting worse: "
+                "what came later is memorised; use a checkpoint from around there"
+            )
         if "held_out" not in validations[-1]:
             found.append("no picture was held out, so memorising cannot be told (validation.split, or more pictures)")
     if not found:
