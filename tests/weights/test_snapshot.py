@@ -278,6 +278,15 @@ def test_reading_into_a_place_gives_what_is_stored_rounded_once(models, dtype):
     assert not columns[:, 67:].any()
 
 
+def test_a_tensor_of_many_pieces_is_rounded_into_place(models, monkeypatch):
+    monkeypatch.setattr("u1_core.weights.snapshot.READ_BYTES", 1000)
+    snapshot = Snapshot.open(models["u1"])
+    place = torch.empty(96, 64, dtype=torch.bfloat16)
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    snapshot.read_into(name, place)
+    assert torch.equal(place, snapshot.read(name).bfloat16())
+
+
 def test_a_file_that_is_cut_off_while_it_is_used_is_named(models, tmp_path):
     folder = shutil.copytree(models["u1"], tmp_path / "model")
     snapshot = Snapshot.open(folder)

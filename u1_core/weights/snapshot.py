@@ -25,6 +25,9 @@ GGUF = ".gguf"
 KEY_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What single files made for ComfyUI put before every key."""
 
+READ_BYTES = 16 * 2**20
+"""Tensors that are not wanted as they are stored pass through memory of this size."""
+
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _FINGERPRINT_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -89,11 +92,17 @@ class Snapshot:
         Read, not mapped: from a disk that is several times as fast, and the file's pages are not counted as ours.
         """
         entry = self.tensors[name]
-        direct = place.device.type == "cpu" and place.dtype == entry.dtype and place.is_contiguous()
-        stored = place if direct else torch.empty(entry.shape, dtype=entry.dtype)
-        self._files.read_bytes(entry, memoryview(stored.flatten().view(torch.uint8).numpy()))
-        if not direct:
-            place.copy_(stored)
+        if not place.is_contiguous():
+            place.copy_(self.read(name))
+        elif place.device.type == "cpu" and place.dtype == entry.dtype:
+            self._files.read_bytes(entry, 0, _bytes_of(place))
+        else:
+            elements = READ_BYTES // entry.dtype.itemsize
+            piece = torch.empty(min(elements, place.numel()), dtype=entry.dtype)
+            for start in range(0, place.numel(), elements):
+                there = place.view(-1)[start : start + elements]
+                self._files.read_bytes(entry, start * entry.dtype.itemsize, _bytes_of(piece[: len(there)]))
+                there.copy_(piece[: len(there)])
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this checkpoint from others wherever it lies: names, shapes, dtypes and samples.
@@ -107,6 +116,11 @@ class Snapshot:
             for sample in file_samples(path):
                 digest.update(sample)
         return digest.hexdigest()[:16]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
 class _OpenFiles:
@@ -123,13 +137,13 @@ class _OpenFiles:
                 self._handles[path] = safe_open(str(path), framework="pt", device="cpu")
             return self._handles[path]
 
-    def read_bytes(self, entry: TensorEntry, place: memoryview) -> None:
-        """Fill `place` with a tensor's bytes as they are stored."""
+    def read_bytes(self, entry: TensorEntry, start: int, place: memoryview) -> None:
+        """Fill `place` with a tensor's bytes as they are stored, from byte `start` on."""
         try:
             with entry.file.open("rb", buffering=0) as file:
                 if entry.file not in self._data_starts:
                     self._data_starts[entry.file] = 8 + int.from_bytes(file.read(8), "little")
-                file.seek(self._data_starts[entry.file] + entry.start)
+                file.seek(self._data_starts[entry.file] + entry.start + start)
                 while place:
                     count = file.readinto(place)
                     if not count:
