@@ -155,6 +155,14 @@ def test_of_a_very_large_set_some_pictures_are_looked_at(make, tmp_path, monkeyp
     assert spread(3, 10) == range(3)
 
 
+def test_of_a_very_large_set_some_pictures_are_compared(make, style, monkeypatch):
+    make.put(style, "again.jpg", "two houses by two lakes", make.picture(0, 200, 200))
+    monkeypatch.setattr(module, "COMPARED", 3)  # of seven: 0, 2 and 4, which are a, b and d
+    assert not [finding for finding in check(style) if "looks like" in finding.what]
+    monkeypatch.setattr(module, "COMPARED", 6)
+    assert found(check(style), "looks like").where == ("again.jpg",)
+
+
 def test_progress_is_told_of_each_picture(style):
     dataset, seen = open_dataset(style), []
     pictures = training_pictures(dataset, FRAMING)

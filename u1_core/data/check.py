@@ -4,7 +4,7 @@ Every finding says how bad it is: "stops" makes training on it impossible, "hurt
 to be known. Captions are all read; pictures are all looked at, or of a very large set a few thousand spread over it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from u1_core.text.tokenizer import SPECIAL_TOKENS
 
 LOOKED_AT = 2048
 """Pictures looked at of a larger set, and captions compared for what they share."""
+COMPARED = 10_000
+"""Pictures at most that are compared with each other, each with all."""
 LONGEST_TOKENS, LONGEST_WORDS = 512, 350
 """Longer captions are longer than the prompts that people will write; words count where there is no tokenizer."""
 FEWEST_WORDS, FEWEST_CHARACTERS = 3, 12
@@ -169,13 +171,15 @@ def _check_pictures(
     on_progress: Progress | None,
 ) -> None:
     prints: dict[str, Fingerprint] = {}
-    frames: dict[str, Frame] = {}
+    compared = set(spread(len(dataset), COMPARED))
     for done, number in enumerate(numbers, 1):
         name = dataset[number].id
         pictures.expect(numbers[done - 1 : done + pictures.ahead])
         try:
-            prints[name] = fingerprint(pictures[number])
-            frames[name] = rules.framing.frame(*dataset.size(number))
+            picture = pictures[number]
+            if number in compared:
+                prints[name] = fingerprint(picture)
+            _check_frame(name, rules.framing.frame(*dataset.size(number)), rules, findings)
         except U1Error as problem:
             findings.add("stops", str(problem).removeprefix(f"{dataset.place(number)}: "), MEND, name)
         if on_progress:
@@ -184,33 +188,29 @@ def _check_pictures(
     if len(numbers) < len(dataset):
         what = f"{len(numbers):,} of {len(dataset):,} pictures were looked at"
         findings.add("note", what, "`u1 data check --all` looks at each")
-    _check_frames(frames, rules, findings)
     names = list(prints)
     for alike in near_duplicates(list(prints.values())):
         first, *others = (names[number] for number in alike)
         findings.add("hurts", f"the picture looks like {first}", "keep one: what is seen twice counts twice", *others)
 
 
-def _check_frames(frames: Mapping[str, Frame], rules: Rules, findings: Findings) -> None:
-    for name, frame in frames.items():
-        if frame.enlarged > 1 and rules.framing.upscale == "skip":
-            what = "the picture is smaller than the size it would be trained at, and left out"
-            findings.add("note", what, "find a larger one, or lower data.cap_max_pixels", f"{name} ({_sizes(frame)})")
-        elif frame.enlarged > 1:
-            much = frame.enlarged > ENLARGED_MUCH
-            what = "the picture is smaller than the size it is trained at, and enlarged"
-            advice = "find a larger one, lower data.cap_max_pixels, or set data.upscale to shrink_bucket or skip"
-            words = f"{what} more than {ENLARGED_MUCH:g} times" if much else what
-            findings.add("hurts" if much else "note", words, advice, f"{name} ({_sizes(frame)})")
-        if frame.lost > LOST_MUCH:
-            what = f"over {LOST_MUCH:.0%} of the picture is cut off to bring it to a ratio that the model knows"
-            findings.add(
-                "hurts", what, "crop it yourself, or set data.snap_bucket to false", f"{name} ({_sizes(frame)})"
-            )
-        longer, shorter = max(frame.original), min(frame.original)
-        if longer > RATIO_MUCH * shorter:
-            what = f"one side is over {RATIO_MUCH:g} times the other, which the model has not been trained on"
-            findings.add("hurts", what, "crop it yourself", f"{name} ({_sizes(frame)})")
+def _check_frame(name: str, frame: Frame, rules: Rules, findings: Findings) -> None:
+    place = f"{name} ({frame.original[0]}x{frame.original[1]} to {frame.size[0]}x{frame.size[1]})"
+    if frame.enlarged > 1 and rules.framing.upscale == "skip":
+        what = "the picture is smaller than the size it would be trained at, and left out"
+        findings.add("note", what, "find a larger one, or lower data.cap_max_pixels", place)
+    elif frame.enlarged > 1:
+        much = frame.enlarged > ENLARGED_MUCH
+        what = "the picture is smaller than the size it is trained at, and enlarged"
+        advice = "find a larger one, lower data.cap_max_pixels, or set data.upscale to shrink_bucket or skip"
+        words = f"{what} more than {ENLARGED_MUCH:g} times" if much else what
+        findings.add("hurts" if much else "note", words, advice, place)
+    if frame.lost > LOST_MUCH:
+        what = f"over {LOST_MUCH:.0%} of the picture is cut off to bring it to a ratio that the model knows"
+        findings.add("hurts", what, "crop it yourself, or set data.snap_bucket to false", place)
+    if max(frame.original) > RATIO_MUCH * min(frame.original):
+        what = f"one side is over {RATIO_MUCH:g} times the other, which the model has not been trained on"
+        findings.add("hurts", what, "crop it yourself", place)
 
 
 def _check_files(dataset: FolderDataset, rules: Rules, findings: Findings) -> None:
@@ -235,7 +235,3 @@ def _check_files(dataset: FolderDataset, rules: Rules, findings: Findings) -> No
         if times > REPEATS_MANY:
             what = f"the folder's name means that each of its pictures has {times} turns in an epoch"
             findings.add("hurts", what, "rename it, if the number means something else", folder)
-
-
-def _sizes(frame: Frame) -> str:
-    return f"{frame.original[0]}x{frame.original[1]} to {frame.size[0]}x{frame.size[1]}"

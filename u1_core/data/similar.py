@@ -7,8 +7,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from u1_core.data.pictures import to_pixels
-
 NEAR_BITS = 5
 """Bits of 64 in which the hashes of near-duplicates may differ."""
 NEAR_LEVELS = 10.0
@@ -23,8 +21,8 @@ class Fingerprint:
 
     bits: int
     """For each of 8 rows, whether each of 9 grey cells is brighter than the next."""
-    colours: tuple[float, ...]
-    """Mean red, green and blue of each cell of a GRID x GRID grid."""
+    colours: bytes
+    """Mean red, green and blue of each cell of a GRID x GRID grid, 0 to 255."""
 
 
 def fingerprint(picture: Tensor) -> Fingerprint:
@@ -32,16 +30,16 @@ def fingerprint(picture: Tensor) -> Fingerprint:
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     brighter = (grey[:, :-1] > grey[:, 1:]).flatten()
-    colours = to_pixels(image.resize((GRID, GRID), Image.Resampling.BOX))
-    return Fingerprint(int("".join("01"[bit] for bit in brighter.astype(int)), 2), tuple(colours.flatten().tolist()))
+    colours = image.resize((GRID, GRID), Image.Resampling.BOX).tobytes()
+    return Fingerprint(int("".join("01"[bit] for bit in brighter.astype(int)), 2), colours)
 
 
 def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     """Groups of pictures that look alike, by number, each of two or more; alike is handed on within a group."""
     if not fingerprints:
         return []
-    bits = np.array([print_.bits for print_ in fingerprints], dtype=np.uint64)
-    colours = np.array([print_.colours for print_ in fingerprints], dtype=np.float32)
+    bits = np.array([each.bits for each in fingerprints], dtype=np.uint64)
+    colours = np.array([list(each.colours) for each in fingerprints], dtype=np.int16)
     group = list(range(len(bits)))
 
     def root(number: int) -> int:
@@ -50,21 +48,22 @@ def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
         return number
 
     for start in range(0, len(bits), COMPARED_TOGETHER):
-        rows = slice(start, start + COMPARED_TOGETHER)
-        for row, other in zip(*np.nonzero(_differing(bits[rows], bits) <= NEAR_BITS), strict=True):
-            one = start + int(row)
-            if one < other and np.abs(colours[one] - colours[other]).mean() <= NEAR_LEVELS:
-                group[root(int(other))] = root(one)
+        # Each with those after it.
+        ones, others = np.nonzero(_differing(bits[start : start + COMPARED_TOGETHER], bits[start:]) <= NEAR_BITS)
+        ones, others = ones[ones < others] + start, others[ones < others] + start
+        alike = np.abs(colours[ones] - colours[others]).mean(axis=1) <= NEAR_LEVELS
+        for one, other in zip(ones[alike].tolist(), others[alike].tolist(), strict=True):
+            group[root(other)] = root(one)
     members: dict[int, list[int]] = {}
     for number in range(len(group)):
         members.setdefault(root(number), []).append(number)
-    return [alike for alike in members.values() if len(alike) > 1]
+    return [numbers for numbers in members.values() if len(numbers) > 1]
 
 
 def _differing(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """(len(ours), len(theirs)): in how many bits each pair differs."""
-    halves = (ours[:, None] ^ theirs[None, :]).view(np.uint8).reshape(len(ours), len(theirs), 8)
-    return _ONES[halves].sum(axis=2)
+    quarters = (ours[:, None] ^ theirs[None, :]).view(np.uint16).reshape(len(ours), len(theirs), 4)
+    return _ONES[quarters].sum(axis=2, dtype=np.uint8)
 
 
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+_ONES = np.array([bin(number).count("1") for number in range(2**16)], dtype=np.uint8)
