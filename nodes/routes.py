@@ -26,8 +26,18 @@ async def list_runs(request: web.Request) -> web.Response:
 @routes.get("/u1/runs/{run}")
 async def one_run(request: web.Request) -> web.Response:
     run = request.match_info["run"]
+    runs = studio().runs
     try:
-        return web.json_response({"status": asdict(studio().runs.status(run)), "points": studio().runs.history(run)})
+        status, points, marks = asdict(runs.status(run)), runs.history(run), runs.marks(run)
+    except U1Error as problem:
+        return web.json_response({"error": str(problem)}, status=404)
+    return web.json_response({"id": run, "status": status, "points": points, "marks": marks})
+
+
+@routes.get("/u1/runs/{run}/previews/{name}")
+async def preview(request: web.Request) -> web.StreamResponse:
+    try:
+        return web.FileResponse(studio().runs.preview(request.match_info["run"], request.match_info["name"]))
     except U1Error as problem:
         return web.json_response({"error": str(problem)}, status=404)
 

@@ -217,6 +217,39 @@ class TrainStyleLoRA(Node):
                     advanced=True,
                     tooltip="Train the embedders and the head whole beside the LoRA, as the reference recipe does.",
                 ),
+                io.Int.Input(
+                    "validate_every",
+                    default=300,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Compare with the untrained model on fixed pictures each so many steps; 0 does not.",
+                ),
+                io.Int.Input(
+                    "preview_every", default=600, min=0, max=1_000_000, tooltip="Draw each so many steps; 0 does not."
+                ),
+                io.String.Input(
+                    "preview_prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="Prompts of the previews, trigger included, one a line; none takes the first two captions.",
+                ),
+                io.Int.Input(
+                    "preview_steps",
+                    default=50,
+                    min=1,
+                    max=200,
+                    advanced=True,
+                    tooltip="Steps of a preview; 8 with the 8-step LoRA.",
+                ),
+                io.Float.Input(
+                    "preview_cfg",
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Guidance scale of a preview; 1 with the 8-step LoRA.",
+                ),
                 io.Boolean.Input(
                     "wait", default=False, tooltip="Block until the run has ended, for workflows that go on with it."
                 ),

@@ -30,6 +30,8 @@ def training(name: str, steps: int) -> dict:
     train = node("TrainStyleLoRA", model=["1", 0], dataset=["3", 0], spec=["4", 0], name=name, steps=steps, lr=1e-3)
     train["inputs"] |= {"loss": "x0", "t_distribution": "uniform", "caption_dropout": 0.0, "optimizer": "adamw"}
     train["inputs"] |= {"grad_accum": 1, "checkpoint_every": 0, "seed": 0, "train_heads": False, "wait": False}
+    train["inputs"] |= {"validate_every": 0, "preview_every": 0, "preview_prompts": ""}
+    train["inputs"] |= {"preview_steps": 2, "preview_cfg": 1.0}
     return {"1": MODEL, "2": pictures, "3": data, "4": spec, "5": train}
 
 

@@ -27,6 +27,8 @@ HISTORY_POINTS = 1000
 
 Point = tuple[int, float]
 """(step, loss)."""
+Mark = dict[str, Any]
+"""A look at the run between two steps: {"step", "percent"} of a validation or {"step", "files"} of previews."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Run:
         self.job: RunJob | None = None
         self.status = Status(self.id, "queued", 0, recipe.train.steps)
         self.points: list[Point] = []
+        self.marks: list[Mark] = []
         self._seconds: list[float] = []
 
     def take(self, event: Event) -> None:
@@ -102,6 +105,8 @@ class Run:
         elif event.kind == "prepared":
             words = f"{data['samples']} pictures, {data['trainable_parameters']:,} trainable parameters"
             changes = {"state": "preparing", "message": words}
+        elif event.kind in ("validation", "preview"):
+            self.marks += marks_of([{"event": event.kind, **data}])
         elif event.kind in ("checkpoint", "results"):
             changes = {"lora": Path(data["file"]).name}
         elif event.kind in ("giving way", "paused", "finished", "stopped", "failed"):
@@ -141,7 +146,7 @@ class Runs:
             self._runs[run.id] = run
         run.job = RunJob(lambda job: self._work(run, open_session, finish), self._busy)
         run.job.subscribe(_Herald(run, self._tell, self._release))
-        self._tell({"id": run.id, "status": vars(run.status), "points": []})
+        self._tell({"id": run.id, "status": vars(run.status), "points": [], "marks": []})
         run.job.start()
         return run
 
@@ -187,6 +192,19 @@ class Runs:
         """A run's losses by step, thinned to what a chart can show."""
         run = self._runs.get(run_id)
         return thinned(list(run.points) if run else _points_of(self.folder(run_id)))
+
+    def marks(self, run_id: str) -> list[Mark]:
+        """A run's validations and previews so far."""
+        run = self._runs.get(run_id)
+        return list(run.marks) if run else marks_of(_log_of(self.folder(run_id)))
+
+    def preview(self, run_id: str, name: str) -> Path:
+        """A preview's file, found among those that are there. Raises U1Error."""
+        folder = self._runs[run_id].folder if run_id in self._runs else self.folder(run_id)
+        for path in folder.glob("previews/*.png"):
+            if path.name == name:
+                return path
+        raise U1Error(f"run {run_id} has no preview {name!r}")
 
     def wait(self, run_id: str, check: Callable[[], None]) -> None:
         """Until a run of this process has ended; it does not give way meanwhile. Raises what `check` raises, and
@@ -251,7 +269,7 @@ class _Herald:
 
     def __init__(self, run: Run, tell: Callable[[dict[str, Any]], None], release: Callable[[], None]) -> None:
         self._run, self._tell, self._release = run, tell, release
-        self._told, self._told_at = 0, 0.0
+        self._told, self._marked, self._told_at = 0, 0, 0.0
 
     def __call__(self, event: Event) -> None:
         run, before = self._run, self._run.status.state
@@ -263,8 +281,9 @@ class _Herald:
                 file.write(json.dumps(run.workflow, indent=1, ensure_ascii=False).encode())
         if run.status.state != before or time.monotonic() - self._told_at >= SENT_EVERY_S:
             points, self._told = run.points[self._told :], len(run.points)
+            marks, self._marked = run.marks[self._marked :], len(run.marks)
             self._told_at = time.monotonic()
-            self._tell({"id": run.id, "status": vars(run.status), "points": thinned(points)})
+            self._tell({"id": run.id, "status": vars(run.status), "points": thinned(points), "marks": marks})
 
 
 def thinned(points: list[Point]) -> list[Point]:
@@ -290,17 +309,38 @@ def _status_of(folder: Path) -> Status:
     return Status(folder.name, state, step, steps, lora=saved[0].name if saved else "")
 
 
+def marks_of(records: list[dict[str, Any]]) -> list[Mark]:
+    """What a chart shows of a log's other lines. The held-out pictures' error counts, where there are any."""
+    marks: list[Mark] = []
+    for record in records:
+        if record.get("event") == "validation":
+            found = record.get("held_out") or record.get("training")
+            if found:
+                marks.append({"step": record["step"], "percent": found["x0"]["percent"]})
+        elif record.get("event") == "preview" and "files" in record:
+            marks.append({"step": record["step"], "files": record["files"]})
+    return marks
+
+
 def _points_of(folder: Path) -> list[Point]:
-    """(step, loss) from a run's log; a last line that was cut off is passed over."""
+    """(step, loss) from a run's log."""
     losses: dict[int, list[float]] = {}
+    for record in _log_of(folder):
+        if "loss" in record:
+            losses.setdefault(record["step"], []).append(record["loss"])
+    return [(step, sum(values) / len(values)) for step, values in sorted(losses.items())]
+
+
+def _log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last one that was cut off is passed over."""
     try:
         lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+    records = []
     for line in lines:
         try:
-            record = json.loads(line)
-            losses.setdefault(record["step"], []).append(record["loss"])
-        except (ValueError, KeyError):
+            records.append(json.loads(line))
+        except ValueError:
             continue
-    return [(step, sum(values) / len(values)) for step, values in sorted(losses.items())]
+    return records

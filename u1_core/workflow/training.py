@@ -149,6 +149,11 @@ def train_style_lora(
     checkpoint_every: int = 600,
     seed: int = 0,
     train_heads: bool = True,
+    validate_every: int = 300,
+    preview_every: int = 600,
+    preview_prompts: str = "",
+    preview_steps: int = 50,
+    preview_cfg: float = 4.0,
     wait: bool = False,
     recipe: str = "",
 ) -> Result:
@@ -166,6 +171,13 @@ def train_style_lora(
             "grad_accum": grad_accum,
             "checkpoint_every": checkpoint_every,
             "seed": seed,
+        },
+        "validation": {"every": validate_every},
+        "previews": {
+            "every": preview_every,
+            "prompts": [line.strip() for line in preview_prompts.splitlines() if line.strip()],
+            "steps": preview_steps,
+            "cfg": preview_cfg,
         },
         "runtime": _upstream(model) | ({"prefix_dir": prefixes.folder} if prefixes else {}),
     }

@@ -1,0 +1,87 @@
+// A run's curves on a canvas: loss by step, its moving mean, and validation as a share of the untrained model.
+
+const PAD = { left: 52, right: 44, top: 10, bottom: 22 };
+const SMOOTHED_OVER = 20;
+
+/** The mean of each value with those before it, over a twentieth of them all. */
+export function movingMeans(values) {
+  const over = Math.max(1, Math.floor(values.length / SMOOTHED_OVER));
+  let total = 0;
+  return values.map((value, index) => {
+    total += value - (index >= over ? values[index - over] : 0);
+    return total / Math.min(index + 1, over);
+  });
+}
+
+/** Colours of the page the canvas is on, so that light and dark both read. */
+function palette(canvas) {
+  const style = getComputedStyle(canvas);
+  const named = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
+  return {
+    ink: named("--input-text", "#888"),
+    grid: named("--border-color", "#8884"),
+    loss: "#4c9aff",
+    validation: "#f5a524",
+  };
+}
+
+/** Draw `points` [[step, loss]] and `marks` [{step, percent}] to fill the canvas at its size on the page. */
+export function drawChart(canvas, points, marks) {
+  const ratio = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  if (!width || !height) return;
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
+  const ink = canvas.getContext("2d");
+  ink.scale(ratio, ratio);
+  const colours = palette(canvas);
+  ink.font = "11px sans-serif";
+  ink.fillStyle = colours.ink;
+  if (!points.length) {
+    ink.fillText("no steps yet", PAD.left, height / 2);
+    return;
+  }
+  const means = movingMeans(points.map(([, loss]) => loss));
+  const first = points[0][0];
+  const last = Math.max(points[points.length - 1][0], first + 1);
+  const top = 1.15 * Math.max(...means) || 1;
+  const validations = marks.filter((mark) => "percent" in mark && mark.step >= first);
+  const most = Math.max(100, ...validations.map((mark) => mark.percent)) * 1.05;
+  const x = (step) => PAD.left + ((width - PAD.left - PAD.right) * (step - first)) / (last - first);
+  const y = (share) => PAD.top + (height - PAD.top - PAD.bottom) * (1 - Math.min(1, share));
+
+  for (let part = 0; part <= 4; part++) {
+    const share = part / 4;
+    ink.strokeStyle = colours.grid;
+    line(ink, [[PAD.left, y(share)], [width - PAD.right, y(share)]], 1);
+    ink.textAlign = "right";
+    ink.fillText(Number((top * share).toPrecision(2)), PAD.left - 6, y(share) + 4);
+    ink.textAlign = "center";
+    const step = Math.round(first + (last - first) * share);
+    ink.fillText(step, x(step), height - 6);
+    if (validations.length) {
+      ink.textAlign = "left";
+      ink.fillText(`${Math.round(most * share)}%`, width - PAD.right + 6, y(share) + 4);
+    }
+  }
+  ink.globalAlpha = 0.3;
+  ink.strokeStyle = colours.loss;
+  line(ink, points.map(([step, loss]) => [x(step), y(loss / top)]), 1);
+  ink.globalAlpha = 1;
+  line(ink, points.map(([step], index) => [x(step), y(means[index] / top)]), 2);
+  ink.strokeStyle = ink.fillStyle = colours.validation;
+  const dots = validations.map((mark) => [x(mark.step), y(mark.percent / most)]);
+  line(ink, dots, 1.5);
+  for (const [dotX, dotY] of dots) {
+    ink.beginPath();
+    ink.arc(dotX, dotY, 3, 0, 2 * Math.PI);
+    ink.fill();
+  }
+}
+
+function line(ink, places, width) {
+  ink.lineWidth = width;
+  ink.beginPath();
+  for (const [x, y] of places) ink.lineTo(x, y);
+  ink.stroke();
+}

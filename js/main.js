@@ -1,0 +1,109 @@
+// Puts the panel on the nodes of training, and the list of runs into the sidebar.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { makePanel } from "./panel.js";
+import { list } from "./runs.js";
+
+const WITH_PANEL = new Set(["TrainStyleLoRA", "U1TrainingRun"]);
+const PANEL_SIZE = [400, 320];
+const PROPERTY = "u1_run";
+
+function addPanel(node) {
+  const panel = makePanel();
+  const widget = node.addDOMWidget("u1_panel", "u1_panel", panel.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => PANEL_SIZE[1],
+  });
+  widget.serialize = false;
+  const show = (run) => {
+    node.properties[PROPERTY] = run;
+    panel.show(run);
+  };
+  const executed = node.onExecuted;
+  node.onExecuted = function (output) {
+    executed?.call(this, output);
+    const run = output?.u1?.[0]?.run;
+    if (run) show(run);
+  };
+  const configured = node.onConfigure;
+  node.onConfigure = function (saved) {
+    configured?.call(this, saved);
+    if (this.properties[PROPERTY]) panel.show(this.properties[PROPERTY]);
+  };
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    removed?.call(this);
+    panel.remove();
+  };
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, PANEL_SIZE[0]), height]);
+}
+
+function renderRuns(container) {
+  container.innerHTML = `<section class="u1-runs"><h3>U1 training runs</h3><ul></ul><p></p></section>`;
+  const [items, empty] = [container.querySelector("ul"), container.querySelector("p")];
+  const panel = makePanel();
+
+  async function refresh() {
+    const runs = await list();
+    empty.textContent = runs.length ? "" : "No runs yet. Queue a workflow with Train Style LoRA.";
+    items.replaceChildren(
+      ...runs.map((status) => {
+        const item = document.createElement("li");
+        const button = document.createElement("button");
+        button.type = "button";
+        button.setAttribute("aria-pressed", status.id === panel.id);
+        button.append(status.id, Object.assign(document.createElement("span"), { textContent: inShort(status) }));
+        button.addEventListener("click", () => {
+          for (const other of items.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
+          if (!panel.element.isConnected) container.firstChild.append(panel.element);
+          panel.show(status.id);
+        });
+        item.append(button);
+        return item;
+      }),
+    );
+  }
+
+  const states = new Map();
+  const onNews = ({ detail }) => {
+    if (states.get(detail.id) === detail.status.state) return;
+    states.set(detail.id, detail.status.state);
+    refresh();
+  };
+  api.addEventListener("u1.run", onNews);
+  refresh();
+  return () => {
+    api.removeEventListener("u1.run", onNews);
+    panel.remove();
+  };
+}
+
+const inShort = (status) => `${status.state} · ${status.step}/${status.steps}`;
+
+app.registerExtension({
+  name: "u1.style.studio",
+  setup() {
+    const style = Object.assign(document.createElement("link"), { rel: "stylesheet" });
+    style.href = new URL("./u1.css", import.meta.url).href;
+    document.head.append(style);
+    let close;
+    app.extensionManager.registerSidebarTab({
+      id: "u1-runs",
+      icon: "pi pi-chart-line",
+      title: "U1 runs",
+      tooltip: "U1 training runs",
+      type: "custom",
+      render(container) {
+        close?.();
+        close = renderRuns(container);
+      },
+      destroy: () => close?.(),
+    });
+  },
+  nodeCreated(node) {
+    if (WITH_PANEL.has(node.comfyClass)) addPanel(node);
+  },
+});
