@@ -181,8 +181,8 @@ def test_a_download_is_made_when_asked_for(fake):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no/such/folder", "there is no such folder or file, and it is not a hub id"),
-        ("model.safetensors", "there is no such folder or file, and it is not a hub id"),
+        ("no/such/folder", "there is no such folder or file, and it is neither nano nor a hub id"),
+        ("model.safetensors", "there is no such folder or file, and it is neither nano nor a hub id"),
         ("a--b/c", "there is no such folder here, and as a hub id it is not valid"),
     ],
 )

@@ -20,6 +20,7 @@ from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
 from u1_core.understand.ask import ask
+from u1_core.weights.download import resolve_model
 
 from .captions import sample_pair
 from .detector import load_detector, see
@@ -90,7 +91,7 @@ def edited(session: Session, scenes: Sequence[Scene], steps: int, cfg: float) ->
 
 def main() -> None:
     args = _arguments()
-    session = Session.open(args.model, args.device, args.dtype)
+    session = Session.open(resolve_model(args.model), args.device, args.dtype)
     session.use(load_adapters(args.lora))
     pairs = [sample_pair(HELD_OUT + number) for number in range(args.count)]
     scenes, captions = [scene for scene, _ in pairs], [text for _, text in pairs]
@@ -108,7 +109,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", help="nano, or a snapshot folder")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]")
     parser.add_argument("--count", type=int, default=200, help="held-out captions")
     parser.add_argument("--steps", type=int, default=50)

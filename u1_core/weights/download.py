@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from u1_core import nano
 from u1_core.errors import U1Error
 from u1_core.weights.snapshot import PICKLES, Snapshot
 from u1_core.weights.write import replacing
@@ -54,7 +55,8 @@ def download(repo_id: str, revision: str | None = None, to: Path | None = None) 
 
 
 def resolve_model(text: str, allow_download: bool = False) -> Path:
-    """A model given as a path, or as a hub id (`owner/name`, `owner/name@revision`) -> its path on this machine.
+    """A model given as a path, as "nano" (the one that ships with the package), or as a hub id (`owner/name`,
+    `owner/name@revision`) -> its path on this machine.
 
     Looks in the folder that U1_MODELS names and in the hub's cache. Nothing is fetched unless `allow_download`.
     Raises U1Error saying what to do.
@@ -62,8 +64,10 @@ def resolve_model(text: str, allow_download: bool = False) -> Path:
     path = Path(text).expanduser()
     if path.exists():
         return path
+    if text == "nano":
+        return nano.MODEL
     if not _HUB_ID.fullmatch(text):
-        raise U1Error(f"{text}: there is no such folder or file, and it is not a hub id (owner/name) either")
+        raise U1Error(f"{text}: there is no such folder or file, and it is neither nano nor a hub id (owner/name)")
     repo_id, _, revision = text.partition("@")
     found = _in_models_folder(repo_id, revision) or _in_hub_cache(repo_id, revision)
     if found:
