@@ -7,7 +7,6 @@ from u1_core.workflow.loras import FORMS, MERGED_DTYPES
 from .base import Node, studio
 from .types import CATEGORY, Model
 
-NO_LORAS = "no LoRA files found"
 MODEL_OUT = Model.Output("u1_model", display_name="u1 model", tooltip="The model, for the other U1 nodes.")
 
 
@@ -26,7 +25,7 @@ class LoadU1Bf16Offload(Node):
                     "model",
                     options=studio().model_names(),
                     tooltip="Model folders (config.json with .safetensors) in models/u1, diffusion_models, checkpoints "
-                    "and extra_model_paths; the built-in tiny models have random weights and run on any CPU.",
+                    "and extra_model_paths; built-in nano draws small scenes on any CPU, the tiny ones noise.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -142,7 +141,7 @@ class ExportU1LoRA(Node):
 
 
 def _lora_input(tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input("lora", options=studio().lora_names() or [NO_LORAS], tooltip=tooltip)
+    return io.Combo.Input("lora", options=studio().lora_names(), tooltip=tooltip)
 
 
 def _fingerprint(lora: str) -> str:

@@ -45,9 +45,15 @@ def filled(server, base) -> None:
         write_lora(base / "models" / "loras" / "u1" / f"{name}.safetensors", adapter)
 
 
+def on_tiny(workflow: dict) -> dict:
+    """The workflow with the tiny model in place of nano."""
+    text = json.dumps(workflow).replace("built-in nano 8-step", "u1/8_step.safetensors")
+    return json.loads(text.replace("built-in nano", "built-in tiny U1"))
+
+
 def brought_down(workflow: dict) -> dict:
-    """The workflow at small numbers."""
-    workflow = json.loads(json.dumps(workflow))
+    """The workflow at small numbers, on the tiny model."""
+    workflow = on_tiny(workflow)
     for node in workflow.values():
         inputs = node["inputs"]
         for name, value in SMALL.items():
@@ -105,7 +111,7 @@ def test_training_returns_at_once_and_lands_its_lora(server, filled, base):
 
 def test_u1_run_and_comfyui_give_the_same_bytes(comfyui, server, base, tmp_path):
     """The demo with ComfyUI and, in ComfyUI's Python, without: the same LoRA to the byte, the same pixels."""
-    workflow = WORKFLOWS["demo_builtin"]
+    workflow = on_tiny(WORKFLOWS["demo_builtin"])
     result = server.run(workflow)
     assert result["status"]["status_str"] == "success", result["status"]
     picture = result["outputs"]["9"]["images"][0]

@@ -4,6 +4,7 @@ A run's folder is its record: what is not running in this process is read back f
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -228,9 +229,9 @@ class Runs:
             saved = [folder / "checkpoints" / f"step_{step:06}.safetensors"]
         else:
             saved = [folder / f"{run_id}.safetensors", folder / f"{run_id}.full.safetensors"]
-            saved += sorted(folder.glob("checkpoints/step_*.safetensors"), reverse=True)
+            saved += reversed(_checkpoints(folder))
         for path in saved:
-            if path.is_file() and (not path.name.endswith(".full.safetensors") or path.parent == folder):
+            if path.is_file():
                 return path
         raise U1Error(f"run {run_id} has saved no LoRA" + f" at step {step}" * bool(step) + " yet")
 
@@ -295,6 +296,12 @@ def thinned(points: list[Point]) -> list[Point]:
     return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in stretches]
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """A run's LoRAs by step, without what lies beside them."""
+    files = (folder / "checkpoints").glob("step_*.safetensors")
+    return sorted(path for path in files if re.fullmatch(r"step_\d+\.safetensors", path.name))
+
+
 def _status_of(folder: Path) -> Status:
     """A run of an earlier process, by what it left."""
     points = _points_of(folder)
@@ -304,7 +311,7 @@ def _status_of(folder: Path) -> Status:
     except U1Error as problem:
         return Status(folder.name, "failed", step, step, message=str(problem))
     done = [folder / f"{folder.name}.safetensors", folder / f"{folder.name}.full.safetensors"]
-    saved = [path for path in done if path.is_file()] or sorted(folder.glob("checkpoints/step_*.safetensors"))[-1:]
+    saved = [path for path in done if path.is_file()] or _checkpoints(folder)[-1:]
     state = "finished" if step >= steps and saved else "interrupted"
     return Status(folder.name, state, step, steps, lora=saved[0].name if saved else "")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from u1_core import nano
 from u1_core.errors import U1Error, nearest
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import read_lora
@@ -19,6 +20,8 @@ from u1_core.weights.tiny import TINY_HEAD_WIDTH, tiny_config, write_tiny_tokeni
 from u1_core.workflow.handles import LoraUse, Model
 from u1_core.workflow.runs import Runs
 
+NANO, NANO_8STEP = "built-in nano", "built-in nano 8-step"
+"""The small model that ships with the package, trained from nothing, and its 8-step LoRA."""
 BUILT_IN = {"built-in tiny U1": "u1", "built-in tiny U1.5": "u1.5", "built-in tiny A3B": "a3b"}
 """Models with random weights, made on the spot: for trying out the chain on any machine, not for pictures."""
 BUILT_IN_TOKENS = 256
@@ -66,24 +69,29 @@ class Studio:
 
     def model_names(self) -> list[str]:
         """What `find_model` knows by name: models found in the models folders, then the built-in ones."""
-        return [*_found(self.places.models), *BUILT_IN]
+        return [*_found(self.places.models), NANO, *BUILT_IN]
 
     def find_model(self, name: str) -> Path:
         """The folder of a model that `model_names` lists. A built-in one is made now if it is not there yet."""
+        if name == NANO:
+            return nano.MODEL
         if name in BUILT_IN:
             return self._built_in(BUILT_IN[name])
         found = _found(self.places.models)
         if name not in found:
             folders = ", ".join(map(str, self.places.models))
-            raise U1Error(f"there is no model {name!r} in {folders}{nearest(name, [*found, *BUILT_IN])}")
+            raise U1Error(f"there is no model {name!r} in {folders}{nearest(name, [*found, NANO, *BUILT_IN])}")
         return found[name]
 
     def lora_names(self) -> list[str]:
-        """LoRA files in the LoRA folders, by their path inside, with forward slashes."""
-        return sorted({path.relative_to(folder).as_posix() for folder in self.places.loras for path in _loras(folder)})
+        """LoRA files by their path in the LoRA folders, with forward slashes; and the one that ships with nano."""
+        found = {path.relative_to(folder).as_posix() for folder in self.places.loras for path in _loras(folder)}
+        return [*sorted(found), NANO_8STEP]
 
     def find_lora(self, name: str) -> Path:
         """A file that `lora_names` lists. Raises U1Error with the nearest name."""
+        if name == NANO_8STEP:
+            return nano.EIGHT_STEP
         for folder in self.places.loras:
             path = folder / name
             if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
