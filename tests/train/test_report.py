@@ -31,7 +31,7 @@ def picture_record(step):
         "lr": 1e-4,
         "grad_norm": 0.5,
         "seconds": 0.2,
-        "data_wait": 0.01,
+        "data_wait_s": 0.01,
         "memory_bytes": 3 * 2**30,
     }
 
@@ -144,6 +144,19 @@ def test_its_figures_are_those_of_the_log(folder):
     assert texts[place + 1 : place + 4] == ["6", "10.0%", "10.0%"]
     place = texts.index("96x48")
     assert texts[place + 1 : place + 3] == ["30", "50.0%"]
+
+
+def test_skipped_steps_and_returns_are_told_and_spoil_no_curve(folder):
+    skipped = {**picture_record(61), "x0_mse": float("nan"), "loss": float("nan"), "skipped": "loss nan"}
+    back = {"event": "rollback", "step": 40, "from_step": 61, "reason": "loss nan", "lr_scale": 0.5}
+    log = folder / "log.jsonl"
+    kept = log.read_text(encoding="utf-8").rpartition("\n")[0]
+    log.write_text(f"{kept}\n{json.dumps(back)}\n{json.dumps(skipped)}\n", encoding="utf-8")
+    html = write_report(folder).read_text(encoding="utf-8")
+    texts = Reader(html).texts
+    assert "step 61: went back to step 40 with the learning rate at 0.5 of the recipe's: loss nan" in texts
+    assert "steps skipped: 1, the last at step 61: loss nan" in texts
+    assert not re.search(r"\bnan\b", re.sub(r"loss nan", "", html))
 
 
 def test_memorising_is_pointed_out(folder):

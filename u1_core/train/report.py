@@ -4,6 +4,7 @@ import math
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -116,10 +117,10 @@ def _figures(run: RunLog) -> dict[str, str]:
     if "gap" in (validations[-1] if validations else {}):
         facts["points that held-out pictures lag behind (memorising)"] = f"{validations[-1]['gap']:+.1f}"
     if run.steps:
-        tenth = max(1, len(run.steps) // 10)
-        first, last = (_mean_of(part, "x0_mse") for part in (run.steps[:tenth], run.steps[-tenth:]))
-        facts["x0-MSE, mean of the last tenth"] = f"{last:.4g}"
-        facts["x0-MSE, mean of the first tenth"] = f"{first:.4g}"
+        errors = [value for _, value in run.curve("x0_mse")]
+        tenth = max(1, len(errors) // 10)
+        facts["x0-MSE, mean of the last tenth"] = f"{fmean(errors[-tenth:]):.4g}"
+        facts["x0-MSE, mean of the first tenth"] = f"{fmean(errors[:tenth]):.4g}"
         facts["a step, median"] = _seconds(sorted(record["seconds"] for record in run.steps)[len(run.steps) // 2])
         facts["in all steps"] = _duration(sum(record["seconds"] for record in run.steps))
     if peaks := [memory for _, memory in run.curve("memory_bytes")]:
@@ -134,7 +135,15 @@ def _warnings(run: RunLog) -> str:
         for record in run.of("preview")
         if "failed" in record
     ]
-    waited = sum(wait for _, wait in run.curve("data_wait"))
+    found += [
+        f"step {record['from_step']}: went back to step {record['step']} with the learning rate at "
+        f"{record['lr_scale']:g} of the recipe's: {record['reason']}"
+        for record in run.of("rollback")
+    ]
+    if skipped := [record for record in run.steps if record.get("skipped")]:
+        last = skipped[-1]
+        found.append(f"steps skipped: {len(skipped)}, the last at step {last['step']}: {last['skipped']}")
+    waited = sum(wait for _, wait in run.curve("data_wait_s"))
     spent = sum(record["seconds"] for record in run.steps)
     if spent and waited / spent > SLOW_DATA:
         found.append(
@@ -251,7 +260,7 @@ def _draws(run: RunLog) -> str:
 def _machine(run: RunLog) -> str:
     raw = run.curve("seconds")
     seconds = Series("a step", smoothed(raw, _window(run)), faint=raw)
-    waits = Series("of it, waiting for pictures", smoothed(run.curve("data_wait"), _window(run)))
+    waits = Series("of it, waiting for pictures", smoothed(run.curve("data_wait_s"), _window(run)))
     memory = [(step, value / 2**30) for step, value in run.curve("memory_bytes")]
     spent = _time_spent(run)
     return cards(
@@ -264,7 +273,7 @@ def _machine(run: RunLog) -> str:
 def _time_spent(run: RunLog) -> list[list[str]]:
     if not run.steps:
         return []
-    waited = sum(wait for _, wait in run.curve("data_wait"))
+    waited = sum(wait for _, wait in run.curve("data_wait_s"))
     steps = sum(record["seconds"] for record in run.steps)
     parts = {"steps": steps - waited, "waiting for pictures": waited}
     parts |= {
@@ -275,16 +284,18 @@ def _time_spent(run: RunLog) -> list[list[str]]:
 
 
 def _manifest(run: RunLog) -> str:
-    if not run.manifest:
-        return ""
-    return card("manifest.json", table(["", ""], [[key, _counted(value)] for key, value in run.manifest.items()]))
+    rows = []
+    for part, facts in run.manifest.items():
+        inner = {f"{part} {key}": value for key, value in facts.items()} if isinstance(facts, dict) else {part: facts}
+        rows += [[key, _shown(value)] for key, value in inner.items()]
+    return card("manifest.json", table(["", ""], rows)) if rows else ""
 
 
-def _counted(value: Any) -> str:
-    """A value of the manifest in a few words: a short table whole, a long one by its length."""
-    if isinstance(value, dict) and len(value) <= 8 and not any(isinstance(v, dict | list) for v in value.values()):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return f"{len(value):,} entries" if isinstance(value, dict | list) else str(value)
+def _shown(value: Any) -> str:
+    """A value of the manifest; of a long list only how long it is."""
+    if isinstance(value, dict | list):
+        return f"{len(value):,} entries"
+    return "–" if value is None else str(value)
 
 
 def _share_row(name: str, share: Record) -> list[str]:
@@ -298,10 +309,6 @@ def _window(run: RunLog) -> int:
 
 def _binned(values: list[float]) -> list[int]:
     return torch.histc(torch.tensor(values), T_BINS, 0.0, 1.0).int().tolist()
-
-
-def _mean_of(records: list[Record], key: str) -> float:
-    return sum(record[key] for record in records) / len(records)
 
 
 def _stem_words(stem: str) -> str:

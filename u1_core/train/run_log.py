@@ -1,6 +1,7 @@
 """What a run has left in its folder, read back: its recipe, the records of its steps, and what happened in between."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ class RunLog:
         return [_mean(list(group)) for _, group in groupby(self.pictures, key=lambda record: record["step"])]
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) wherever a step has that value."""
-        return [(record["step"], record[key]) for record in self.steps if record.get(key) is not None]
+        """(step, value) wherever a step has that value and it is a number."""
+        found = [(record["step"], record[key]) for record in self.steps if record.get(key) is not None]
+        return [(step, value) for step, value in found if math.isfinite(value)]
 
     def counts(self, key: str) -> Counter:
         """How many pictures had each value of `key`."""
