@@ -13,7 +13,7 @@ from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import FULL_FILE, read_lora, write_full, write_lora
 from u1_core.lora.plan import FINAL_NORM, plan_lora
 from u1_core.train.recipe import Recipe, Style, Train
-from u1_core.train.results import check_saved, result_metadata
+from u1_core.train.results import base_hashes, check_saved, result_metadata
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_something_missing_is_seen(adapter, saved):
         check_saved(saved, adapter)
 
 
+def test_the_base_is_known_by_what_the_manifest_tells(tmp_path):
+    files = {"a.safetensors": {"bytes": 3, "sha256": "ab"}, "b.safetensors": {"bytes": 4, "sha256": None}}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"model": {"fingerprint": "12", "files": files}}), encoding="utf-8")
+    assert base_hashes(path) == {"fingerprint": "12", "a.safetensors": "ab"}
+    assert base_hashes(tmp_path / "none.json") == {}
+
+
 def test_metadata_tells_model_trigger_steps_and_shows_a_picture(adapter, tmp_path):
     preview = tmp_path / "p.png"
     Image.new("RGB", (900, 600), "blue").save(preview)
@@ -59,7 +67,7 @@ def test_metadata_tells_model_trigger_steps_and_shows_a_picture(adapter, tmp_pat
     found = result_metadata(recipe, 500, 12, "U1-8B", hashes, preview)
     assert found["modelspec.trigger_phrase"] == "ink wash"
     assert json.loads(found["ss_tag_frequency"]) == {"dataset": {"ink wash": 12}}
-    assert json.loads(found["u1.base_sha256"]) == hashes
+    assert json.loads(found["u1.base_hashes"]) == hashes
     assert found["ss_new_sd_model_hash"] == hashlib.sha256(b'["11", "22"]').hexdigest()
     assert [found[key] for key in ("ss_steps", "ss_learning_rate", "ss_seed", "ss_resolution", "u1.base_model")] == [
         "500",
@@ -74,7 +82,7 @@ def test_metadata_tells_model_trigger_steps_and_shows_a_picture(adapter, tmp_pat
         assert (image.format, image.size) == ("JPEG", (256, 171))
     assert result_metadata(recipe, 500, 12, "U1-8B", dict(reversed(hashes.items())), preview) == found
     bare = result_metadata(replace(recipe, style=Style()), 500, 12, "U1-8B", {})
-    assert not {"modelspec.trigger_phrase", "modelspec.thumbnail", "u1.base_sha256"} & set(bare)
+    assert not {"modelspec.trigger_phrase", "modelspec.thumbnail", "u1.base_hashes"} & set(bare)
     write_lora(tmp_path / "x.safetensors", adapter, found)
     stored = read_lora(tmp_path / "x.safetensors").metadata
     assert found.items() <= stored.items()

@@ -27,17 +27,17 @@ def result_metadata(
     step: int,
     pictures: int,
     base_name: str,
-    base_hashes: Mapping[str, str],
+    hashes: Mapping[str, str],
     preview: Path | None = None,
 ) -> dict[str, str]:
     """Metadata of the LoRA after `step` steps on so many pictures.
 
-    `base_name` is the base model's, `base_hashes` file -> SHA-256 of its weights; `preview` becomes the thumbnail.
+    `base_name` is the base model's, `hashes` what `base_hashes` tells of it; `preview` becomes the thumbnail.
     Ranks, alphas and the kind of model are added by `write_lora` itself.
     """
     train, trigger = recipe.train, recipe.style.trigger
     side = int(recipe.data.cap_max_pixels**0.5)
-    whole_hash = hashlib.sha256(json.dumps(sorted(base_hashes.values())).encode()).hexdigest()
+    whole_hash = hashlib.sha256(json.dumps(sorted(hashes.values())).encode()).hexdigest()
     found = {
         "modelspec.implementation": f"u1-style-studio {__version__}",
         "modelspec.resolution": f"{side}x{side}",
@@ -61,13 +61,22 @@ def result_metadata(
         "u1.base_model": base_name,
         "u1.step": str(step),
     }
-    if base_hashes:
-        found |= {"u1.base_sha256": json.dumps(dict(sorted(base_hashes.items()))), "ss_new_sd_model_hash": whole_hash}
+    if hashes:
+        found |= {"u1.base_hashes": json.dumps(dict(sorted(hashes.items()))), "ss_new_sd_model_hash": whole_hash}
     if trigger:
         found |= {"modelspec.trigger_phrase": trigger, "ss_tag_frequency": json.dumps({"dataset": {trigger: pictures}})}
     if preview is not None:
         found["modelspec.thumbnail"] = thumbnail(preview, THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
     return found
+
+
+def base_hashes(manifest: Path) -> dict[str, str]:
+    """What a run's manifest.json tells of the base model: "fingerprint", and file -> SHA-256 where it is known."""
+    if not manifest.is_file():
+        return {}
+    model = json.loads(manifest.read_text(encoding="utf-8"))["model"]
+    known = {name: facts["sha256"] for name, facts in model["files"].items() if facts["sha256"]}
+    return {"fingerprint": model["fingerprint"], **known}
 
 
 def check_saved(path: Path, adapter: Adapter) -> None:
