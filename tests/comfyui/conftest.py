@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,3 +153,40 @@ def _wait_until_ready(server: Server, process: subprocess.Popen) -> None:
                 break
             time.sleep(0.5)
     raise RuntimeError(f"ComfyUI did not start; it said:\n{server.log}")
+
+
+@pytest.fixture(scope="session")
+def training() -> Callable[[str, int], dict]:
+    """(name, steps) -> a workflow that starts such a run on the tiny model and two pictures."""
+    return _training
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable:
+    """(condition, limit_s=30) -> the condition's value, once it is true."""
+
+    def wait(condition: Callable, limit_s: float = 30):
+        for _ in range(round(limit_s / 0.05)):
+            if value := condition():
+                return value
+            time.sleep(0.05)
+        raise TimeoutError
+
+    return wait
+
+
+def _training(name: str, steps: int) -> dict:
+    def node(kind: str, **inputs) -> dict:
+        return {"class_type": kind, "inputs": inputs}
+
+    model = node("LoadU1Bf16Offload", model="built-in tiny U1", dtype="auto")
+    pictures = node("EmptyImage", width=64, height=64, batch_size=2, color=0x336699)
+    data = node("U1StyleDataset", images=["2", 0], captions="one blue wall\nanother blue wall", folder="", trigger="")
+    data["inputs"] |= {"prompt_template": "official", "megapixels": 0.0, "snap_bucket": True, "use_think_labels": False}
+    spec = node("LoRASpec", model="U1-8B", preset="custom", spec="attn=r4", dropout=0.0)
+    train = node("TrainStyleLoRA", model=["1", 0], dataset=["3", 0], spec=["4", 0], name=name, steps=steps, lr=1e-3)
+    train["inputs"] |= {"loss": "x0", "t_distribution": "uniform", "caption_dropout": 0.0, "optimizer": "adamw"}
+    train["inputs"] |= {"grad_accum": 1, "checkpoint_every": 0, "seed": 0, "train_heads": False, "wait": False}
+    train["inputs"] |= {"validate_every": 0, "preview_every": 0, "preview_prompts": ""}
+    train["inputs"] |= {"preview_steps": 2, "preview_cfg": 1.0}
+    return {"1": model, "2": pictures, "3": data, "4": spec, "5": train}

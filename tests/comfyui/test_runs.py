@@ -22,34 +22,13 @@ def sampling(seed: int, steps: int = 2) -> dict:
     return {"1": MODEL, "2": drawing, "3": node("PreviewImage", images=["2", 0])}
 
 
-def training(name: str, steps: int) -> dict:
-    pictures = node("EmptyImage", width=64, height=64, batch_size=2, color=0x336699)
-    data = node("U1StyleDataset", images=["2", 0], captions="one blue wall\nanother blue wall", folder="", trigger="")
-    data["inputs"] |= {"prompt_template": "official", "megapixels": 0.0, "snap_bucket": True, "use_think_labels": False}
-    spec = node("LoRASpec", model="U1-8B", preset="custom", spec="attn=r4", dropout=0.0)
-    train = node("TrainStyleLoRA", model=["1", 0], dataset=["3", 0], spec=["4", 0], name=name, steps=steps, lr=1e-3)
-    train["inputs"] |= {"loss": "x0", "t_distribution": "uniform", "caption_dropout": 0.0, "optimizer": "adamw"}
-    train["inputs"] |= {"grad_accum": 1, "checkpoint_every": 0, "seed": 0, "train_heads": False, "wait": False}
-    train["inputs"] |= {"validate_every": 0, "preview_every": 0, "preview_prompts": ""}
-    train["inputs"] |= {"preview_steps": 2, "preview_cfg": 1.0}
-    return {"1": MODEL, "2": pictures, "3": data, "4": spec, "5": train}
-
-
 @pytest.fixture
 def status(server):
     """Run id -> its status."""
     return lambda run: json.loads(server.get(f"/u1/runs/{run}"))["status"]
 
 
-def until(condition, limit_s: float = 30):
-    for _ in range(round(limit_s / 0.05)):
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise TimeoutError
-
-
-def test_a_run_goes_on_beside_prompts_and_comes_to_the_same_lora(server, base, status):
+def test_a_run_goes_on_beside_prompts_and_comes_to_the_same_lora(server, base, status, training, until):
     server.run(training("alone", 60))
     until(lambda: status("alone")["state"] == "finished")
     started = time.monotonic()
@@ -71,7 +50,7 @@ def test_a_run_goes_on_beside_prompts_and_comes_to_the_same_lora(server, base, s
     assert all(ours[key].equal(alone[key]) for key in alone)
 
 
-def test_cancel_ends_the_prompt_and_not_the_run(server, status):
+def test_cancel_ends_the_prompt_and_not_the_run(server, status, training, until):
     server.run(training("cancelled_beside", 3000))
     until(lambda: status("cancelled_beside")["step"] >= 2)
     prompt = server.queue(sampling(99, steps=200))
@@ -85,7 +64,7 @@ def test_cancel_ends_the_prompt_and_not_the_run(server, status):
     assert ended["lora"] == f"step_{ended['step']:06}.safetensors"
 
 
-def test_pause_holds_a_run_and_the_next_waits_in_line(server, status):
+def test_pause_holds_a_run_and_the_next_waits_in_line(server, status, training, until):
     server.run(training("first", 3000))
     until(lambda: status("first")["step"] >= 1)
     assert server.post("/u1/runs/first/pause")[0] == 200
