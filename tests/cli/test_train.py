@@ -105,9 +105,9 @@ def interrupting(monkeypatch, at_steps):
     """Have Ctrl-C pressed when these steps are done."""
     original = command.train
 
-    def train(job, session, recipe):
+    def train(job, session, recipe, resume):
         job.subscribe(lambda event: event.data.get("step") in at_steps and _thread.interrupt_main())
-        return original(job, session, recipe)
+        return original(job, session, recipe, resume)
 
     monkeypatch.setattr(command, "train", train)
 
@@ -118,13 +118,13 @@ def test_ctrl_c_stops_and_saves(recipe, tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "stopping after this step" in err
     assert out.startswith("stopped after ")
-    (lora, _) = sorted((tmp_path / "runs" / "tiny" / "checkpoints").iterdir(), reverse=True)
+    (lora, *_) = sorted((tmp_path / "runs" / "tiny" / "checkpoints").iterdir(), reverse=True)
     assert str(lora) in out
     assert int(read_lora(lora).metadata["u1.step"]) >= 2
 
 
 def test_an_error_of_ours_keeps_its_traceback(recipe, capsys, monkeypatch):
-    monkeypatch.setattr(command, "train", lambda job, session, recipe: 1 / 0)
+    monkeypatch.setattr(command, "train", lambda job, session, recipe, resume: 1 / 0)
     assert main(["train", str(recipe)]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 

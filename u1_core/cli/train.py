@@ -2,11 +2,16 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from u1_core.cli.detach import detach
 from u1_core.cli.progress import ProgressLine
 from u1_core.data.check import Finding
 from u1_core.errors import U1Error
@@ -32,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="in place of the recipe's train.steps")
     parser.add_argument("--out", help="in place of the recipe's runtime.out_dir")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the recipe's runtime.device")
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument("--resume", action="store_true", help="go on with the run of this name where it was saved last")
+    resume.add_argument(
+        "--resume-anyway", action="store_true", help="the same, though recipe, pictures or model have changed"
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="leave it running when the terminal is gone; see `u1 runs`"
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -40,10 +53,16 @@ def run(args: argparse.Namespace) -> int:
     recipe = _with_options(load_recipe(args.recipe), args)
     if not recipe.model:
         raise U1Error(f"{args.recipe}: names no model; add a line `model: FOLDER` or give --model")
+    if args.detach:
+        return detach(recipe, args)
+    if recipe.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA begins
+    resume = "anyway" if args.resume_anyway else "checked" if args.resume else ""
     reading = ProgressLine("reading weights")
     session = Session.open(resolve_model(recipe.model), recipe.runtime.device, on_progress=reading.bytes)
-    job = Job(lambda job: train(job, session, recipe)).start()
-    _watch(job, recipe)
+    job = Job(lambda job: train(job, session, recipe, resume)).start()
+    with _ends_as_ctrl_c():
+        _watch(job, recipe)
     if isinstance(job.error, U1Error):
         raise job.error
     if job.error:
@@ -51,6 +70,22 @@ def run(args: argparse.Namespace) -> int:
         return 1
     _report(recipe, job.state, job.result, args.json)
     return STOPPED if job.state == "stopped" else 0
+
+
+@contextmanager
+def _ends_as_ctrl_c() -> Iterator[None]:
+    """Have a request to end, or a terminal that goes away, stop the run and save it as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _with_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
@@ -107,6 +142,15 @@ class _Progress:
             )
         elif event.kind == "step":
             self._step(data["step"], data["steps"], data["loss"], data["seconds"])
+        elif event.kind == "resumed_from":
+            self.line(f"going on after step {data['step']}")
+        elif event.kind == "rollback":
+            self.line(
+                f"step {data['from_step']}: {data['reason']}: back to step {data['step']}, learning rate times "
+                f"{data['lr_scale']:g}"
+            )
+        elif event.kind == "warning":
+            self.line(f"warning: {data['message']}")
         elif event.kind == "checkpoint":
             self.line(f"saved {data['file']}")
 

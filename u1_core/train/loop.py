@@ -1,7 +1,9 @@
 """A run from a recipe to its files: check everything, prepare, step, save. It is the work of a `Job`."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +21,18 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
 from u1_core.model.views import Generation
 from u1_core.session import Session
+from u1_core.train.checkpoint import State, newest_state, prune, write_state
+from u1_core.train.control import Control, alive
 from u1_core.train.hooks import standard_hooks
-from u1_core.train.optimizers import make_optimizer
+from u1_core.train.manifest import data_hashes, fingerprint, write_manifest
+from u1_core.train.optimizers import make_optimizer, parameter_groups, resolve_optimizer
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.previews import preview_settings
 from u1_core.train.recipe import Recipe
+from u1_core.train.recipe_file import dump_recipe
 from u1_core.train.report import write_report
-from u1_core.train.run_folder import RunFolder, Saved, free_run_path
+from u1_core.train.resume import About, check_space, refuse_changes
+from u1_core.train.run_folder import RunFolder, Saved, free_run_path, without_paths
 from u1_core.train.step import Trainer, TrainingSet
 from u1_core.train.validation import held_out
 from u1_core.weights.gguf_file import refuse_training_on_quantised
@@ -40,59 +47,190 @@ class Outcome:
     saved: Saved
 
 
-def train(job: Job, session: Session, recipe: Recipe) -> Outcome | None:
+class DivergedError(U1Error):
+    """The loss is beyond what skipping steps and going back can mend."""
+
+
+def train(job: Job, session: Session, recipe: Recipe, resume: str = "") -> Outcome | None:
     """Train as `recipe` says, as the work of `job`. Raises U1Error; before anything is written, if it can be foreseen.
 
+    `resume` goes on with the run of that name from its newest whole checkpoint: "checked" only if recipe, data and
+    model are what they were, "anyway" whatever they are. The result is, to the bit, that of a run never cut off.
+
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
-    where it took several pictures), "checkpoint" and "results" (the file saved). The session's lease is held while the
-    model is at work, and free between steps. Asked to stop, the run saves a checkpoint and ends; asked before its first
-    step, it leaves nothing and returns None. What hooks find is told under their names: "validation", "preview".
+    where it took several pictures), "checkpoint" and "results" (the file saved), "rollback" and "warning" (a message).
+    The session's lease is held while the model is at work, and free between steps. Asked to stop, or at an error, the
+    run saves a checkpoint and ends; asked before its first step, it leaves nothing and returns None. What hooks find is
+    told under their names: "validation", "preview".
     """
-    free_run_path(recipe)
+    optimizer = resolve_optimizer(recipe.train.optimizer, session.device)
+    recipe = replace(recipe, train=replace(recipe.train, optimizer=optimizer))
+    folder = RunFolder.reopen(recipe) if resume else None
+    if folder and alive(folder.path):
+        raise U1Error(f"{folder.path}: the run is still going; `u1 runs stop` ends it")
+    if not folder:
+        free_run_path(recipe)
     # The thread may be anyone's: training needs gradients whatever it has been used for.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _deterministic(recipe.runtime.deterministic):
         trainer = prepare(job, session, recipe)
-        return _run(job, session, trainer, RunFolder.create(recipe)) if job.go_on() else None
+        if not job.go_on():
+            return None
+        hashes = data_hashes(trainer.data.samples)
+        about = About(dump_recipe(without_paths(recipe)), fingerprint(hashes), session.snapshot.fingerprint())
+        state = newest_state(folder.checkpoints) if folder else None
+        if state and resume != "anyway":
+            refuse_changes(folder.path, state, about)
+        if message := check_space(recipe, trainer):
+            job.emit("warning", message=message)
+        folder = folder or RunFolder.create(recipe)
+        write_manifest(folder.path / "manifest.json", session, hashes, recipe.train.optimizer)
+        with Control(folder.path, job) as control:
+            return _Run(job, session, trainer, folder, about, control).go(state)
 
 
-def _run(job: Job, session: Session, trainer: Trainer, folder: RunFolder) -> Outcome:
-    settings = trainer.recipe.train
-    step, saved_at, saved = 0, 0, Saved(None, None)
+class _Run:
+    """The steps of a run, and its saving."""
 
-    hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
+    def __init__(
+        self, job: Job, session: Session, trainer: Trainer, folder: RunFolder, about: About, control: Control
+    ) -> None:
+        self._job, self._session, self._trainer, self._folder = job, session, trainer, folder
+        self._about, self._control = about, control
+        self._settings = trainer.recipe.train
+        self._hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
+        self._step, self._looked = 0, False
+        self._saved_at, self._saved, self._saved_time = 0, Saved(None, None), time.monotonic()
 
-    def save_checkpoint() -> Saved:
-        saved = folder.save_checkpoint(trainer.adapter, step)
-        job.emit("checkpoint", step=step, file=str(saved.loadable))
-        _report(job, folder)
-        return saved
+    def go(self, state: State | None) -> Outcome:
+        """From `state`, or from the start, to the end or until told to stop."""
+        self._folder.cut_log(state.log_bytes if state else 0)
+        if state:
+            self._return_to(state)
+            self._job.emit("resumed_from", step=self._step)
+        try:
+            self._steps()
+        except DivergedError:
+            raise
+        except BaseException:
+            if self._saved_at < self._step and not self._trainer.updating:
+                self._save()
+            raise
+        if self._step == self._settings.steps:
+            self._finish()
+        elif self._saved_at < self._step:
+            self._save()
+        return Outcome(self._folder.path, self._step, self._saved)
 
-    def look() -> None:
-        for hook in hooks:
-            if hook.due(step):
-                with session.lease:
-                    found = hook.run(trainer, step)
-                folder.log([{"event": hook.name, "step": step, **found}])
-                job.emit(hook.name, step=step, **found)
+    def _steps(self) -> None:
+        if not self._looked:
+            self._look()
+        while self._step < self._settings.steps and self._job.go_on():
+            with self._session.lease:
+                records = self._trainer.step(self._step + 1)
+            self._step, self._looked = self._step + 1, False
+            self._folder.log(records)
+            means = {key: sum(record[key] for record in records) / len(records) for key in ("loss", "x0_mse", "v_mse")}
+            self._job.emit("step", steps=self._settings.steps, **{**records[-1], **means})
+            if self._trainer.guard.exhausted:
+                self._roll_back(records[0]["skipped"])
+            if self._save_is_due():
+                self._save()
+            self._look()
 
-    look()
-    while step < settings.steps and job.go_on():
-        step += 1
-        with session.lease:
-            records = trainer.step(step)
-        folder.log(records)
-        means = {key: sum(record[key] for record in records) / len(records) for key in ("loss", "x0_mse", "v_mse")}
-        job.emit("step", steps=settings.steps, **{**records[-1], **means})
-        if settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < settings.steps:
-            saved, saved_at = save_checkpoint(), step
-        look()
-    if step == settings.steps:
-        saved = folder.save_results(trainer.adapter, step, len(set(trainer.data.samples.turns)))
-        job.emit("results", step=step, file=str(saved.loadable))
-        _report(job, folder)
-    elif saved_at < step:
-        saved = save_checkpoint()
-    return Outcome(folder.path, step, saved)
+    def _save_is_due(self) -> bool:
+        every, minutes = self._settings.checkpoint_every, self._settings.checkpoint_minutes
+        if self._step in (self._settings.steps, self._saved_at) or self._trainer.guard.skipped:
+            return False  # where steps are being skipped, the state before them is the one to go back to
+        late = minutes and time.monotonic() - self._saved_time > 60 * minutes
+        return bool(late or (every and self._step % every == 0))
+
+    def _look(self) -> None:
+        """Run the hooks that are due. One that fails is logged so, and the run goes on."""
+        for hook in self._hooks:
+            asked = hook.name == "preview" and self._control.preview_asked.is_set()
+            if not (asked or hook.due(self._step)):
+                continue
+            if hook.name == "preview" and self._saved_at < self._step:
+                self._save()
+            try:
+                with self._session.lease:
+                    found = hook.run(self._trainer, self._step)
+            except Exception as problem:  # looking at a run is not worth the run
+                found = {"failed": f"{problem}" if isinstance(problem, U1Error) else repr(problem)}
+            if hook.name == "preview":
+                self._control.preview_asked.clear()
+            self._folder.log([{"event": hook.name, "step": self._step, **found}])
+            self._job.emit(hook.name, step=self._step, **found)
+        self._looked = True
+
+    def _roll_back(self, reason: str) -> None:
+        """Go back to the newest checkpoint with half the learning rate. Raises DivergedError where that is over."""
+        guard, state = self._trainer.guard, newest_state(self._folder.checkpoints)
+        if guard.rollbacks >= self._settings.max_rollbacks or state is None:
+            raise DivergedError(
+                f"step {self._step}: {reason}: the run has diverged after {guard.rollbacks} attempts to go back and "
+                "was stopped; its last checkpoint is sound. Lower train.lr"
+            )
+        gone, rollbacks = self._step, guard.rollbacks + 1
+        self._folder.cut_log(state.log_bytes)
+        self._return_to(state)
+        guard.rollbacks, guard.skipped = rollbacks, 0
+        told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": guard.lr_scale}
+        self._folder.log([{"event": "rollback", **told}])
+        self._job.emit("rollback", **told)
+        self._write_state()
+
+    def _return_to(self, state: State) -> None:
+        self._trainer.restore(state.weights, state.ema, state.optimizer, state.guard)
+        self._step = self._saved_at = state.step
+        self._looked = state.looked
+
+    def _save(self) -> None:
+        """Save a checkpoint. A disk that does not take it is told, and the run goes on with the one before."""
+        try:
+            self._saved = self._folder.save_checkpoint(self._trainer.weights_to_use(), self._step)
+            self._write_state()
+        except U1Error as problem:
+            self._job.emit("warning", message=f"no checkpoint at step {self._step}: {problem}")
+            return
+        prune(self._folder.checkpoints, self._settings.keep_last, self._settings.keep_every)
+        self._job.emit("checkpoint", step=self._step, file=str(self._saved.loadable))
+        _report(self._job, self._folder)
+
+    def _write_state(self) -> None:
+        trainer = self._trainer
+        state = State(
+            step=self._step,
+            looked=self._looked,
+            log_bytes=self._folder.log_bytes(),
+            guard=trainer.guard.state(),
+            weights=trainer.parameters,
+            ema=trainer.ema,
+            optimizer=trainer.optimizer.state_dict(),
+            **vars(self._about),
+        )
+        write_state(self._folder.checkpoints / f"state_{self._step:06}.safetensors", state)
+        self._saved_at, self._saved_time = self._step, time.monotonic()
+
+    def _finish(self) -> None:
+        """Write the results, and a state from which more steps can be trained."""
+        pictures = len(set(self._trainer.data.samples.turns))
+        self._saved = self._folder.save_results(self._trainer.weights_to_use(), self._step, pictures)
+        self._write_state()
+        prune(self._folder.checkpoints, self._settings.keep_last, self._settings.keep_every)
+        self._job.emit("results", step=self._step, file=str(self._saved.loadable))
+        _report(self._job, self._folder)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """The same bits each time on a card, if wanted. CUBLAS_WORKSPACE_CONFIG must have been set before CUDA began."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _report(job: Job, folder: RunFolder) -> None:
@@ -116,7 +254,7 @@ def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
         base = with_full_tensors(session.base_generation, upstream)
         adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
         parameters = [*adapter.parameters(), *adapter.full.values()]
-        optimizer, optimizer_words = make_optimizer(recipe.train.optimizer, parameters, recipe.train.lr, device)
+        optimizer, optimizer_words = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
     job.emit(
         "prepared",
         samples=len(samples),
@@ -137,7 +275,11 @@ def new_adapter(session: Session, recipe: Recipe) -> Adapter:
     if not (lora.spec or lora.preset):
         return Adapter({}, kinds=frozenset({config.kind}))
     plan = plan_lora(config, lora.spec or lora.preset, lora.dropout)
-    return Adapter.create(plan, recipe.train.seed, session.device)
+    adapter = Adapter.create(plan, recipe.train.seed, session.device)
+    for module in adapter.modules.values() if lora.rslora else ():
+        # alpha / rank is what every loader applies: this alpha makes alpha / sqrt(rank) of it (arXiv 2312.03732).
+        module.alpha = torch.tensor(module.alpha * module.rank**0.5).item()
+    return adapter
 
 
 def _unfrozen(base: Generation, names: Sequence[str]) -> dict[str, torch.Tensor]:

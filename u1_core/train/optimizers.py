@@ -1,40 +1,116 @@
-"""Optimizers by name, and the words that say which one was taken and why."""
+"""Optimizers by name, groups of weights with a learning rate each, and words that say what was taken and why."""
 
+import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from u1_core.errors import U1Error
+from u1_core.lora.adapter import Adapter
+from u1_core.train.recipe import Train
 
-BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01
-"""As the reference trainer has them: its betas, and the decay that both libraries default to."""
+BETAS = (0.9, 0.95)
+"""As the reference trainer has them."""
+
+Group = dict[str, Any]
 
 
-def make_optimizer(
-    name: str, parameters: Sequence[Tensor], lr: float, device: torch.device
-) -> tuple[torch.optim.Optimizer, str]:
+def parameter_groups(train: Train, adapter: Adapter) -> list[Group]:
+    """down, up and the tensors trained whole, each with its learning rate; those that there are none of left out.
+
+    `base_lr` is the rate that the schedule multiplies. LoRA+: up's is `lora_plus` times down's (arXiv 2402.12354).
+    """
+    modules = adapter.modules.values()
+    groups = [
+        ([module.down for module in modules], train.lr),
+        ([module.up for module in modules], train.lr * train.lora_plus),
+        (list(adapter.full.values()), train.lr_full or train.lr),
+    ]
+    return [{"params": tensors, "lr": lr, "base_lr": lr} for tensors, lr in groups if tensors]
+
+
+def make_optimizer(train: Train, groups: Sequence[Group], device: torch.device) -> tuple[torch.optim.Optimizer, str]:
     """An optimizer over fp32 parameters on `device`, and a line for the log.
 
-    "auto" is paged 8-bit AdamW on CUDA where bitsandbytes is installed, else AdamW. Raises U1Error where
-    "paged_adamw8bit" is asked for and cannot be had.
+    Raises U1Error where one is asked for whose package is missing, or that the device cannot have.
     """
-    if name == "adamw":
-        return _adamw(parameters, lr), "AdamW, fused"
+    name = resolve_optimizer(train.optimizer, device)
+    optimizer, words = _MAKERS[name](groups, train.weight_decay)
+    if train.optimizer == "auto" and name == "adamw":
+        words += f" (not the paged 8-bit one: {_missing_for_8bit(device)})"
+    return optimizer, words
+
+
+def resolve_optimizer(name: str, device: torch.device) -> str:
+    """`name`, or what "auto" means here: paged 8-bit AdamW on CUDA where bitsandbytes is installed, else AdamW."""
     missing = _missing_for_8bit(device)
-    if not missing:
-        import bitsandbytes
-
-        optimizer = bitsandbytes.optim.PagedAdamW8bit(parameters, lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY)
-        return optimizer, f"paged 8-bit AdamW of bitsandbytes {bitsandbytes.__version__}"
     if name == "auto":
-        return _adamw(parameters, lr), f"AdamW, fused (not the paged 8-bit one: {missing})"
-    raise U1Error(f"train.optimizer is {name}, but {missing}; use adamw or auto")
+        return "adamw" if missing else "paged_adamw8bit"
+    if name == "paged_adamw8bit" and missing:
+        raise U1Error(f"train.optimizer is {name}, but {missing}; use adamw or auto")
+    return name
 
 
-def _adamw(parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+def averaged_weights(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a schedule-free optimizer means to be used; the parameters stay as they are, to the bit."""
+    before = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    optimizer.eval()
+    averaged = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    optimizer.train()
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            tensor.copy_(before[name])
+    return averaged
+
+
+def _adamw(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay, fused=True), "AdamW, fused"
+
+
+def _paged_adamw8bit(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
+    import bitsandbytes
+
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(groups, betas=BETAS, weight_decay=weight_decay)
+    return optimizer, f"paged 8-bit AdamW of bitsandbytes {bitsandbytes.__version__}"
+
+
+def _adafactor(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
+    return torch.optim.Adafactor(groups, weight_decay=weight_decay), "Adafactor"
+
+
+def _prodigy(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
+    package = _package("prodigyopt", "prodigy")
+    one = [{**groups[0], "params": [tensor for group in groups for tensor in group["params"]]}]
+    return package.Prodigy(one, betas=BETAS, weight_decay=weight_decay), "Prodigy"
+
+
+def _schedule_free(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
+    package = _package("schedulefree", "schedule_free")
+    optimizer = package.AdamWScheduleFree(groups, betas=BETAS, weight_decay=weight_decay, foreach=False)
+    optimizer.train()
+    return optimizer, "schedule-free AdamW"
+
+
+_MAKERS: dict[str, Callable[[Sequence[Group], float], tuple[torch.optim.Optimizer, str]]] = {
+    "adamw": _adamw,
+    "paged_adamw8bit": _paged_adamw8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "schedule_free": _schedule_free,
+}
+
+
+def _package(package: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise U1Error(
+            f"train.optimizer is {name}, but {package} is not installed; `pip install {package}`, or use adamw"
+        ) from None
 
 
 def _missing_for_8bit(device: torch.device) -> str:

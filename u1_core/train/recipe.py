@@ -5,100 +5,36 @@ recipe. `recipe_file` reads and writes them as YAML.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from u1_core.errors import U1Error, nearest
 from u1_core.lora.plan import DEFAULT_UNFROZEN
-from u1_core.lora.spec import PRESETS, parse_spec
-
-
-class RecipeError(U1Error):
-    """A setting that cannot be. `key` is its dotted name, for a reader who knows the line it stands on."""
-
-    def __init__(self, key: str, words: str) -> None:
-        super().__init__(f"{key} {words}")
-        self.key = key
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value may be (of a list, each item): in words, as a test, and by name where only a few names will do.
-
-    The test may raise a U1Error that knows better what is wrong.
-    """
-
-    words: str
-    holds: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
-
-
-def one_of(*names: str) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
-
-
-def _is_pattern(pattern: str) -> bool:
-    try:
-        return re.compile(pattern) is not None
-    except re.error:
-        return False
-
-
-_FORBIDDEN_IN_NAMES = re.compile(
-    r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^\s*$|^(con|nul|aux|prn|com\d|lpt\d)$', re.IGNORECASE
+from u1_core.lora.spec import PRESETS
+from u1_core.train.settings import (
+    ABOVE_ZERO,
+    ANY_NUMBER,
+    ANYTHING,
+    AT_LEAST_ONE,
+    COUNT,
+    COUNT_OR_NONE,
+    DEVICE,
+    FOLDER_NAME,
+    LORA_SPEC,
+    PATTERN,
+    PIXELS,
+    SEED,
+    SHARE,
+    SHARE_BELOW_ONE,
+    SOME_TEXT,
+    SWITCH,
+    ZERO_OR_MORE,
+    RecipeError,
+    Section,
+    one_of,
+    section_prefix,
+    setting,
 )
-
-ANYTHING = Rule("any text", lambda value: True)
-SWITCH = Rule("true or false", lambda value: True)
-SOME_TEXT = Rule("a text that is not empty", lambda value: bool(value.strip()))
-FOLDER_NAME = Rule(
-    "a plain folder name, without / \\ : * ? and the like", lambda value: not _FORBIDDEN_IN_NAMES.search(value)
-)
-COUNT = Rule("a whole number, 1 or more", lambda value: value >= 1)
-COUNT_OR_NONE = Rule("a whole number, 0 or more", lambda value: value >= 0)
-SEED = Rule("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
-PIXELS = Rule("a whole number, 1024 (32 x 32) or more", lambda value: value >= 1024)
-ANY_NUMBER = Rule("a number", lambda value: True)
-AT_LEAST_ONE = Rule("a number, 1 or more", lambda value: value >= 1)
-ABOVE_ZERO = Rule("a number above 0", lambda value: value > 0)
-SHARE = Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
-SHARE_BELOW_ONE = Rule("a number from 0 to below 1", lambda value: 0 <= value < 1)
-LORA_SPEC = Rule("a LoRA spec", lambda value: bool(parse_spec(value)))
-PATTERN = Rule("a regular expression", _is_pattern)
-DEVICE = Rule("auto, cpu, cuda or cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)))
-
-
-def setting(default: Any, meaning: str, rule: Rule, unit: str = "") -> Any:
-    """A field of a recipe with its documentation and its rule."""
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "rule": rule})
-
-
-class Section:
-    """Settings that check themselves when made: RecipeError names the first that breaks its rule."""
-
-    def __post_init__(self) -> None:
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            if value is None or not one.metadata:
-                continue
-            key = section_prefix(type(self)) + one.name
-            items = {f"{key}[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {key: value}
-            for name, item in items.items():
-                rule = one.metadata["rule"]
-                try:
-                    holds = rule.holds(item)
-                except U1Error as problem:
-                    raise RecipeError(name, f"will not do: {problem}") from None
-                if not holds:
-                    shown = repr(item) if isinstance(item, str) else f"{item}"
-                    raise RecipeError(name, f"is {shown}; allowed: {rule.words}{nearest(item, rule.names)}")
-
-
-def section_prefix(kind: type) -> str:
-    """What stands before a field's name in its dotted key: "train." for `Train`, nothing for `Recipe`."""
-    return "" if kind is Recipe else f"{kind.__name__.lower()}."
 
 
 @dataclass(frozen=True)
@@ -106,7 +42,10 @@ class Data(Section):
     """The pictures and captions."""
 
     data_dir: str = setting(
-        "dataset/my_style", "folder of pictures with same-name .txt captions, or a .parquet or .arrow file", SOME_TEXT
+        "dataset/my_style",
+        "folder of pictures with same-name .txt captions, or a .parquet or .arrow file",
+        SOME_TEXT,
+        free=True,
     )
     cap_max_pixels: int = setting(2048 * 2048, "largest size a picture is trained at", PIXELS, "pixels")
     snap_bucket: bool = setting(
@@ -133,8 +72,10 @@ class Data(Section):
         "the picture's own transparency (alpha)",
         one_of("none", "file", "alpha"),
     )
-    cache_mb: int = setting(1024, "memory for decoded pictures; more are decoded again", COUNT_OR_NONE, "MB")
-    workers: int = setting(2, "threads that decode ahead; 0 decodes when its turn has come", COUNT_OR_NONE, "threads")
+    cache_mb: int = setting(1024, "memory for decoded pictures; more are decoded again", COUNT_OR_NONE, "MB", free=True)
+    workers: int = setting(
+        2, "threads that decode ahead; 0 decodes when its turn has come", COUNT_OR_NONE, "threads", free=True
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +97,7 @@ class Lora(Section):
     )
     spec: str | None = setting(None, 'modules and ranks in the spec language, "attn=r64a64;mlp=r32"; wins', LORA_SPEC)
     dropout: float = setting(0.0, "share of each term's inputs zeroed while training", SHARE_BELOW_ONE)
+    rslora: bool = setting(False, "rank-stabilised: scale terms by alpha / sqrt(rank) in place of alpha / rank", SWITCH)
 
 
 @dataclass(frozen=True)
@@ -163,17 +105,58 @@ class Train(Section):
     """Objective and optimisation."""
 
     steps: int = setting(6000, "updates of the weights", COUNT, "steps")
-    lr: float = setting(5e-5, "learning rate, constant", ABOVE_ZERO)
+    lr: float = setting(5e-5, "learning rate; prodigy finds its own and takes 1 here", ABOVE_ZERO)
+    lr_full: float | None = setting(None, "learning rate of the tensors trained whole; null is train.lr", ABOVE_ZERO)
+    lora_plus: float = setting(
+        1.0, "LoRA+: how many times down's learning rate up has; 1 is the same, 16 the paper's", AT_LEAST_ONE, "times"
+    )
+    lr_schedule: str = setting(
+        "constant", "how the learning rate goes after the warm-up", one_of("constant", "linear", "cosine")
+    )
+    warmup_steps: int = setting(0, "steps over which the learning rate rises from nothing", COUNT_OR_NONE, "steps")
+    lr_end: float = setting(0.0, "share of the learning rate that linear and cosine come down to", SHARE)
     seed: int = setting(0, "fixes the data order, t, noise, dropout and the LoRA's first values", SEED)
     shuffle: bool = setting(True, "a new order of the pictures each time round; else always by name", SWITCH)
     grad_accum: int = setting(1, "pictures whose gradients are averaged into one update", COUNT, "pictures")
     optimizer: str = setting(
         "auto",
-        "auto takes paged_adamw8bit on CUDA with bitsandbytes, else adamw; betas 0.9, 0.95, weight decay 0.01",
-        one_of("auto", "adamw", "paged_adamw8bit"),
+        "auto takes paged_adamw8bit on CUDA with bitsandbytes, else adamw; both with betas 0.9, 0.95. prodigy and "
+        "schedule_free need the packages prodigyopt and schedulefree",
+        one_of("auto", "adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedule_free"),
     )
-    checkpoint_every: int = setting(600, "save the weights each so many steps; 0 saves at the end only", COUNT_OR_NONE)
-    checkpoint_dir: str | None = setting(None, "folder of the checkpoints; null is checkpoints/ in the run", SOME_TEXT)
+    weight_decay: float = setting(0.01, "share of each weight taken off, times the learning rate", ZERO_OR_MORE)
+    max_grad_norm: float = setting(0.0, "longer gradients are scaled down to this norm; 0 leaves them", ZERO_OR_MORE)
+    ema_decay: float = setting(
+        0.0, "the results are a running mean of the weights that keeps this share a step; 0 is none", SHARE_BELOW_ONE
+    )
+    checkpoint_every: int = setting(
+        600, "save the run each so many steps; 0 does not", COUNT_OR_NONE, "steps", free=True
+    )
+    checkpoint_minutes: float = setting(
+        15.0,
+        "save it, too, when so long has passed since the last time; 0 does not",
+        ZERO_OR_MORE,
+        "minutes",
+        free=True,
+    )
+    checkpoint_dir: str | None = setting(
+        None, "folder of the checkpoints; null is checkpoints/ in the run", SOME_TEXT, free=True
+    )
+    keep_last: int = setting(3, "newest checkpoints that are kept", COUNT, "checkpoints", free=True)
+    keep_every: int = setting(
+        0, "checkpoints of every so manieth step are kept for good; 0 keeps none", COUNT_OR_NONE, "steps", free=True
+    )
+    spike: float = setting(
+        5.0,
+        "a step is skipped whose loss is this many times the largest of the last 100; 0 skips none but those whose "
+        "loss or gradient is no number",
+        ZERO_OR_MORE,
+        "times",
+    )
+    max_skips: int = setting(3, "steps skipped in a row before the run goes back to a checkpoint", COUNT_OR_NONE)
+    max_rollbacks: int = setting(
+        2, "times it goes back, each time with half the learning rate, before it stops", COUNT_OR_NONE
+    )
     loss_type: str = setting(
         "x0",
         "error of the predicted picture (x0) or of the velocity (v), squared or Huber",
@@ -193,21 +176,27 @@ class Train(Section):
 class Runtime(Section):
     """Where the run goes and how it uses the machine; only `upstream_lora_*` changes what is learned."""
 
-    out_dir: str = setting("runs", "folder in which the run gets its own, named run_name", SOME_TEXT)
-    device: str = setting("auto", "device that trains; auto is cuda where there is one, else cpu", DEVICE)
-    cpu_device: str = setting("cpu", "where weights and prefix K/V rest when not in use", one_of("cpu"))
-    keep_kvs_on_gpu: bool = setting(True, "keep every caption's prefix K/V on the device; else bring each in", SWITCH)
+    out_dir: str = setting("runs", "folder in which the run gets its own, named run_name", SOME_TEXT, free=True)
+    device: str = setting("auto", "device that trains; auto is cuda where there is one, else cpu", DEVICE, free=True)
+    cpu_device: str = setting("cpu", "where weights and prefix K/V rest when not in use", one_of("cpu"), free=True)
+    keep_kvs_on_gpu: bool = setting(
+        True, "keep every caption's prefix K/V on the device; else bring each in", SWITCH, free=True
+    )
     prefix_cache_mb: int = setting(
-        8192, "memory for captions' prefix K/V, where they rest; more are built again", COUNT_OR_NONE, "MB"
+        8192, "memory for captions' prefix K/V, where they rest; more are built again", COUNT_OR_NONE, "MB", free=True
     )
     prefix_dir: str | None = setting(
-        None, "folder that keeps prefix K/V for this run and later ones; null builds them anew", SOME_TEXT
+        None, "folder that keeps prefix K/V for this run and later ones; null builds them anew", SOME_TEXT, free=True
     )
     gc_skip_last: int = setting(
         6,
         "last layers whose activations are kept for backward; the others' are computed again",
         COUNT_OR_NONE,
         "layers",
+        free=True,
+    )
+    deterministic: bool = setting(
+        False, "the same bits each time on the same card, at some cost in speed; a CPU's always are", SWITCH, free=True
     )
     upstream_lora_path: str | None = setting(
         None, "a LoRA that stays in effect, frozen, under the one being trained", SOME_TEXT
@@ -221,11 +210,13 @@ class Runtime(Section):
 class Validation(Section):
     """Errors on fixed pictures, timesteps and noise, against the base model's."""
 
-    every: int = setting(300, "look each so many steps, and before the first; 0 does not", COUNT_OR_NONE, "steps")
-    pictures: int = setting(
-        4, "most pictures looked at, of those held out and of those trained on each", COUNT, "pictures"
+    every: int = setting(
+        300, "look each so many steps, and before the first; 0 does not", COUNT_OR_NONE, "steps", free=True
     )
-    timesteps: int = setting(8, "values of t that each picture is looked at, from noise to picture", COUNT)
+    pictures: int = setting(
+        4, "most pictures looked at, of those held out and of those trained on each", COUNT, "pictures", free=True
+    )
+    timesteps: int = setting(8, "values of t that each picture is looked at, from noise to picture", COUNT, free=True)
     split: float | None = setting(
         None,
         "share of the pictures that is held out of training; null holds out as many as validation.pictures where there "
@@ -238,13 +229,15 @@ class Validation(Section):
 class Previews(Section):
     """Pictures drawn while training, each beside what the model without the LoRA draws."""
 
-    every: int = setting(600, "draw each so many steps; 0 draws when asked only", COUNT_OR_NONE, "steps")
-    prompts: tuple[str, ...] = setting((), "prompts, trigger included; none takes the first two captions", SOME_TEXT)
-    seed: int = setting(42, "seed of every preview", SEED)
-    steps: int = setting(50, "sampling steps; 8 with the 8-step LoRA upstream", COUNT, "steps")
-    cfg: float = setting(4.0, "guidance scale; 1 with the 8-step LoRA upstream", AT_LEAST_ONE)
+    every: int = setting(600, "draw each so many steps; 0 draws when asked only", COUNT_OR_NONE, "steps", free=True)
+    prompts: tuple[str, ...] = setting(
+        (), "prompts, trigger included; none takes the first two captions", SOME_TEXT, free=True
+    )
+    seed: int = setting(42, "seed of every preview", SEED, free=True)
+    steps: int = setting(50, "sampling steps; 8 with the 8-step LoRA upstream", COUNT, "steps", free=True)
+    cfg: float = setting(4.0, "guidance scale; 1 with the 8-step LoRA upstream", AT_LEAST_ONE, free=True)
     size: str | None = setting(
-        None, "WIDTHxHEIGHT or a ratio such as 3:2@1MP; null is 1:1 at the pixels of the training", SOME_TEXT
+        None, "WIDTHxHEIGHT or a ratio such as 3:2@1MP; null is 1:1 at the pixels of the training", SOME_TEXT, free=True
     )
 
 
@@ -253,7 +246,7 @@ class Recipe(Section):
     """One training run, whole."""
 
     run_name: str = setting("my_run", "name of the run, of its folder and of its LoRA", FOLDER_NAME)
-    model: str | None = setting(None, "model folder, .safetensors file or hub id; `--model` wins", SOME_TEXT)
+    model: str | None = setting(None, "model folder, .safetensors file or hub id; `--model` wins", SOME_TEXT, free=True)
     data: Data = field(default_factory=Data)
     style: Style = field(default_factory=Style)
     lora: Lora = field(default_factory=Lora)
@@ -271,6 +264,17 @@ class Recipe(Section):
         if dropped > 1:
             words = f"and train.cond_dropout_text are {dropped:g} together; allowed: 1 at most"
             raise RecipeError("train.cond_dropout_both", words)
+        if self.train.optimizer == "prodigy" and self.train.lr < 0.01:
+            words = (
+                f"is {self.train.lr:g}, but prodigy finds its own learning rate and multiplies it by this: set it to 1"
+            )
+            raise RecipeError("train.lr", words)
+        if self.train.optimizer == "prodigy" and (self.train.lr_full or self.train.lora_plus != 1):
+            key = "train.lr_full" if self.train.lr_full else "train.lora_plus"
+            raise RecipeError(key, "cannot be with prodigy, which has one learning rate for all; take it out")
+        if self.train.optimizer == "schedule_free" and self.train.lr_schedule != "constant":
+            words = f"is {self.train.lr_schedule}, but schedule_free takes the place of a schedule; allowed: constant"
+            raise RecipeError("train.lr_schedule", words)
         if not (self.lora.spec or self.lora.preset or self.unfreeze):
             raise RecipeError("unfreeze", "is empty, and so are lora.preset and lora.spec: nothing would be trained")
 

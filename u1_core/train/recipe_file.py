@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from u1_core.errors import U1Error, nearest
-from u1_core.train.recipe import Recipe, RecipeError, section_prefix
+from u1_core.train.recipe import Recipe
+from u1_core.train.settings import RecipeError, section_prefix
 
 _NULL_TAG, _BOOL_TAG, _TEXT_TAG = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str"))
 

@@ -1,8 +1,9 @@
 """The folder of a run: recipe, log, checkpoints, and at the end the results. Nothing in it is overwritten."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +12,9 @@ from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import FULL_FILE, write_full, write_lora
 from u1_core.train.previews import newest_preview
-from u1_core.train.recipe import Data, Recipe, Runtime
+from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
-from u1_core.train.results import check_saved, result_metadata
+from u1_core.train.results import base_hashes, check_saved, result_metadata
 from u1_core.weights.write import replacing
 
 
@@ -55,6 +56,27 @@ class RunFolder:
             file.write(dump_recipe(recipe).encode("utf-8"))
         return run
 
+    @classmethod
+    def reopen(cls, recipe: Recipe) -> "RunFolder":
+        """The folder of a run that is to go on. Raises U1Error if there is none."""
+        path = run_path(recipe)
+        if not (path / "recipe.yaml").is_file():
+            raise U1Error(f"{path}: there is no run to resume; leave out --resume to begin one")
+        return cls(path, recipe)
+
+    def log_bytes(self) -> int:
+        """The log's length, once the disk has it."""
+        if not self.log_path.is_file():
+            return 0
+        with self.log_path.open("rb+") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def cut_log(self, length: int) -> None:
+        """Take off what was logged since the log was so long."""
+        if self.log_path.is_file() and self.log_path.stat().st_size > length:
+            os.truncate(self.log_path, length)
+
     def log(self, records: Iterable[dict[str, Any]]) -> None:
         """Append lines to log.jsonl. Raises U1Error if the disk will not take them."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -66,7 +88,8 @@ class RunFolder:
 
     def save_checkpoint(self, adapter: Adapter, step: int) -> Saved:
         """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""
-        return self._save(self.checkpoints / f"step_{step:06}", adapter, step)
+        # A file of this step is what a run left that was cut off before its state was written: the same weights.
+        return self._save(self.checkpoints / f"step_{step:06}", adapter, step, overwrite=True)
 
     def save_results(self, adapter: Adapter, step: int, pictures: int) -> Saved:
         """The finished LoRA, trained on so many pictures, as RUN_NAME.safetensors and .full.safetensors.
@@ -74,12 +97,21 @@ class RunFolder:
         Both are read back and compared. Raises U1Error if they differ.
         """
         base, preview = Path(self._recipe.model or "").name, newest_preview(self.previews, self._recipe.previews.every)
-        about = result_metadata(self._recipe, step, pictures, base, {}, preview)
-        saved = self._save(self.path / self._recipe.run_name, adapter, step, about)
+        hashes = base_hashes(self.path / "manifest.json")
+        about = result_metadata(self._recipe, step, pictures, base, hashes, preview)
+        # Only a run that was cut off while it wrote its results comes here with any: the same.
+        saved = self._save(self.path / self._recipe.run_name, adapter, step, about, overwrite=True)
         check_saved(saved.loadable, adapter)
         return saved
 
-    def _save(self, stem: Path, adapter: Adapter, step: int, about: Mapping[str, str] = MappingProxyType({})) -> Saved:
+    def _save(
+        self,
+        stem: Path,
+        adapter: Adapter,
+        step: int,
+        about: Mapping[str, str] = MappingProxyType({}),
+        overwrite: bool = False,
+    ) -> Saved:
         metadata = {**about, "u1.step": str(step), "u1.recipe": dump_recipe(without_paths(self._recipe))}
         if self._recipe.style.trigger:
             metadata["modelspec.trigger_phrase"] = self._recipe.style.trigger
@@ -87,33 +119,40 @@ class RunFolder:
         if adapter.full:
             full = stem.with_name(f"{stem.name}.full.safetensors")
             (kind,) = adapter.kinds
-            write_full(full, adapter.full, kind, metadata)
+            write_full(full, adapter.full, kind, metadata, overwrite)
             metadata[FULL_FILE] = full.name
         if adapter.modules:
             lora = stem.with_name(f"{stem.name}.safetensors")
-            write_lora(lora, adapter, metadata)
+            write_lora(lora, adapter, metadata, overwrite)
         return Saved(lora, full)
+
+
+def run_path(recipe: Recipe) -> Path:
+    return Path(recipe.runtime.out_dir).expanduser() / recipe.run_name
 
 
 def free_run_path(recipe: Recipe) -> Path:
     """Where the run's folder is to be. Raises U1Error if something is there: a run is never overwritten."""
-    path = Path(recipe.runtime.out_dir).expanduser() / recipe.run_name
+    path = run_path(recipe)
     if path.exists():
         raise U1Error(
-            f"{path}: there is a run of this name already; choose another run_name (--name) or folder (--out)"
+            f"{path}: there is a run of this name already; choose another run_name (--name) or folder (--out), "
+            "or go on with it (--resume)"
         )
     return path
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """What `recipe` says of the training and nothing of this machine, to go into files that people pass on."""
+    """What `recipe` says of the training and nothing of this machine, to go into files that people pass on.
+
+    What has no effect on what is learned is as if it had not been set.
+    """
     upstream = recipe.runtime.upstream_lora_path
-    return replace(
-        recipe,
-        model=None,
-        data=replace(recipe.data, data_dir=Data.data_dir, cache_mb=Data.cache_mb, workers=Data.workers),
-        train=replace(recipe.train, checkpoint_dir=None),
-        runtime=Runtime(
-            upstream_lora_path=upstream and Path(upstream).name, upstream_lora_skip=recipe.runtime.upstream_lora_skip
-        ),
-    )
+    plain = _with_free_defaults(recipe)
+    sections = {one.name: _with_free_defaults(getattr(recipe, one.name)) for one in fields(recipe) if not one.metadata}
+    sections["runtime"] = replace(sections["runtime"], upstream_lora_path=upstream and Path(upstream).name)
+    return replace(plain, **sections)
+
+
+def _with_free_defaults(section: Any) -> Any:
+    return replace(section, **{one.name: one.default for one in fields(section) if one.metadata.get("free")})

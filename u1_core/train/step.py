@@ -1,8 +1,7 @@
 """One training step: whose turn it is, what is drawn for it, the loss, the gradients, the update."""
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,10 +17,13 @@ from u1_core.lora.plan import FINAL_NORM
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.generation import generation_pass
 from u1_core.model.views import Generation, PrefixKV
+from u1_core.train.guard import Guard
 from u1_core.train.objective import flow_loss
+from u1_core.train.optimizers import averaged_weights
 from u1_core.train.prefixes import CaptionPrefixes, move_prefix
 from u1_core.train.recipe import Recipe, Train
 from u1_core.train.rng import generator, sample_of_draw, seed_for
+from u1_core.train.schedule import lr_factor
 from u1_core.train.timesteps import draw_timesteps
 
 Record = dict[str, Any]
@@ -148,26 +150,87 @@ class Trainer:
         """
         self.config, self.base, self.adapter, self.upstream = config, base, adapter, tuple(upstream)
         self.optimizer, self.recipe, self.data = optimizer, recipe, data
+        self.parameters = _named(adapter)
+        decay = recipe.train.ema_decay
+        self.ema = {name: tensor.detach().clone() for name, tensor in self.parameters.items()} if decay else {}
+        self.guard = Guard(recipe.train)
+        self.updating = False
+        """Whether the weights are between two states: what is seen then belongs to no step."""
         self._device = base.norm.device
         self._ahead: Turn | None = None
 
     def step(self, number: int) -> list[Record]:
         """Step `number`, from 1: the mean gradient over `grad_accum` pictures, then one update.
 
-        Returns a record for each picture. Raises U1Error, with the weights left as they were, if the loss or the
-        gradient is not finite.
+        Returns a record for each picture. Where the guard finds the step unsound they have the reason under "skipped",
+        and the weights are as they were.
         """
-        started, train = time.perf_counter(), self.recipe.train
+        started, waited, train = time.perf_counter(), self.data.pictures.waited_s, self.recipe.train
         first = (number - 1) * train.grad_accum
-        records = [{"step": number, **self._add_gradients(draw)} for draw in range(first, first + train.grad_accum)]
-        grad_norm = self._gradient_norm()
-        if not all(math.isfinite(number) for number in (grad_norm, *(record["loss"] for record in records))):
+        try:
+            draws = range(first, first + train.grad_accum)
+            records = [{"step": number, **record} for record in self._add_all_gradients(draws)]
+            grad_norm = self._clip()
+            skipped = self.guard.judge(records, grad_norm)
+            lr = self._set_lr(number)
+            if not skipped:
+                self._update()
+        finally:
             self.optimizer.zero_grad(set_to_none=True)
-            raise U1Error(_diverged(number, records, grad_norm))
+        shared = {
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "seconds": time.perf_counter() - started,
+            "data_wait_s": self.data.pictures.waited_s - waited,
+            "memory_bytes": self._peak_bytes(),
+            **({"skipped": skipped} if skipped else {}),
+        }
+        return [{**record, **shared} for record in records]
+
+    def weights_to_use(self) -> Adapter:
+        """The adapter that a run is to leave: the running mean if there is one, or what a schedule-free optimizer
+        means to be used, else the weights as they are."""
+        if self.ema:
+            return _with_weights(self.adapter, self.ema)
+        if self.recipe.train.optimizer == "schedule_free":
+            return _with_weights(self.adapter, averaged_weights(self.optimizer, self.parameters))
+        return self.adapter
+
+    @torch.no_grad()
+    def restore(
+        self, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor], optimizer: Mapping[str, Any], guard: Any
+    ) -> None:
+        """Become what a checkpoint holds. Raises U1Error if it is of other weights."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.parameters.items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()} or bool(ema) != bool(self.ema):
+            raise U1Error(
+                "the checkpoint holds other weights than this recipe trains; resume with the run's own recipe"
+            )
+        for held, saved in ((self.parameters, weights), (self.ema, ema)):
+            for name, tensor in held.items():
+                tensor.copy_(saved[name])
+        self.optimizer.load_state_dict(dict(optimizer))
+        self.guard.restore(guard)
+        self.updating = False
+
+    def _add_all_gradients(self, draws: Sequence[int]) -> list[Record]:
+        """Add the mean gradient of these turns to the parameters'. Returns a record for each."""
+        return [self._add_gradients(draw) for draw in draws]
+
+    def _set_lr(self, step: int) -> float:
+        """Give every group its learning rate at this step. Returns the first's."""
+        factor = lr_factor(self.recipe.train, step) * self.guard.lr_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _update(self) -> None:
+        self.updating = True
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        shared = {"lr": train.lr, "grad_norm": grad_norm, "seconds": time.perf_counter() - started}
-        return [{**record, **shared, "memory_bytes": self._peak_bytes()} for record in records]
+        with torch.no_grad():
+            for name, mean in self.ema.items():
+                mean.lerp_(self.parameters[name], 1.0 - self.recipe.train.ema_decay)
+        self.updating = False
 
     def predict(self, turn: Turn) -> Tensor:
         """x_pred (1, 3, H, W) of a turn on the device, at the present weights."""
@@ -199,18 +262,30 @@ class Trainer:
         ahead = self._ahead
         return ahead if ahead and ahead.draw == draw else draw_turn(self.config, self.recipe.train, self.data, draw)
 
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients).item()
+    def _clip(self) -> float:
+        """The norm of all gradients together; if the recipe has a limit, they are scaled down to it."""
+        tensors = [tensor for tensor in self.parameters.values() if tensor.grad is not None]
+        norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in tensors])
+        if limit := self.recipe.train.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(tensors, limit, norm)
+        return norm.item()
 
     def _peak_bytes(self) -> int | None:
         """The most memory that has been in use on the card so far; None on a CPU."""
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
 
 
-def _diverged(number: int, records: Sequence[Record], grad_norm: float) -> str:
-    worst = next((record for record in records if not math.isfinite(record["loss"])), records[-1])
-    return (
-        f"step {number}: loss {worst['loss']:g}, gradient norm {grad_norm:g} (sample {worst['sample']}, t "
-        f"{worst['t']:.3f}): the run has diverged and was stopped before this step's update; lower train.lr"
-    )
+def _named(adapter: Adapter) -> dict[str, Tensor]:
+    """Every trained tensor by a name of its own."""
+    modules = adapter.modules.items()
+    terms = {f"{path}.{part}": getattr(module, part) for path, module in modules for part in ("down", "up")}
+    return terms | adapter.full
+
+
+def _with_weights(adapter: Adapter, weights: Mapping[str, Tensor]) -> Adapter:
+    """`adapter` with these in place of its own tensors."""
+    modules = {
+        path: replace(module, down=weights[f"{path}.down"], up=weights[f"{path}.up"])
+        for path, module in adapter.modules.items()
+    }
+    return replace(adapter, modules=modules, full={name: weights[name] for name in adapter.full})

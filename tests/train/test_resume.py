@@ -1,0 +1,111 @@
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from u1_core.errors import U1Error
+from u1_core.jobs import Job
+from u1_core.train.control import alive, ask, read_status
+from u1_core.train.loop import train
+from u1_core.train.recipe import Lora
+
+
+def stopped_after(session, recipe, step):
+    job = Job(lambda job: train(job, session, recipe))
+    job.subscribe(lambda event: job.stop() if event.data.get("step") == step and event.kind == "step" else None)
+    job.start()
+    assert job.wait(60)
+    return job
+
+
+def go_on(session, recipe, resume="checked"):
+    job = Job(lambda job: train(job, session, recipe, resume)).start()
+    assert job.wait(60)
+    return job
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "schedule_free", "prodigy"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(session, recipe, with_train, optimizer):
+    recipe = with_train(recipe, steps=7, optimizer=optimizer, lr=1.0 if optimizer == "prodigy" else 1e-3)
+    whole = replace(recipe, runtime=replace(recipe.runtime, out_dir=recipe.runtime.out_dir + "_whole"))
+    expected = go_on(session, whole, "").result
+    assert stopped_after(session, recipe, 3).result.steps == 3
+    job = go_on(session, recipe)
+    assert (job.state, job.error, job.result.steps) == ("finished", None, 7)
+    for name in ("tiny.safetensors", "tiny.full.safetensors"):
+        assert (job.result.folder / name).read_bytes() == (expected.folder / name).read_bytes()
+    records = [json.loads(line) for line in (job.result.folder / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "event" not in record] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_has_changed_is_named_and_can_be_overruled(session, recipe, with_train):
+    recipe = with_train(recipe, steps=6)
+    stopped_after(session, recipe, 2)
+    (Path(recipe.data.data_dir) / "0.txt").write_text("another caption", encoding="utf-8")
+    changed = replace(with_train(recipe, lr=5e-4, steps=8, checkpoint_every=2), lora=Lora(dropout=0.5))
+    job = go_on(session, changed)
+    assert str(job.error).endswith(
+        "tiny: lora.dropout was 0.0 and is 0.5; train.lr was 0.001 and is 0.0005; pictures or captions are not what "
+        "they were; undo that, or say --resume-anyway to go on all the same"
+    )
+    assert go_on(session, changed, "anyway").result.steps == 8
+
+
+def test_an_error_in_the_middle_leaves_a_checkpoint(session, recipe, with_train, monkeypatch):
+    recipe = with_train(recipe, steps=6)
+    with monkeypatch.context() as patch:
+        from u1_core.train.step import Trainer
+
+        step = Trainer.step
+        patch.setattr(Trainer, "step", lambda self, n: step(self, n) if n < 4 else 1 / 0)
+        job = go_on(session, recipe, "")
+    assert isinstance(job.error, ZeroDivisionError)
+    folder = Path(recipe.runtime.out_dir) / "tiny"
+    assert (folder / "checkpoints" / "state_000003.safetensors").is_file()
+    assert read_status(folder)["state"] == "failed"
+    assert go_on(session, recipe).result.steps == 6
+
+
+def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(session, recipe, with_train, monkeypatch):
+    def full(path, state):
+        if state.step < 6:
+            raise U1Error(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("u1_core.train.loop.write_state", full)
+    job = go_on(session, with_train(recipe, steps=6, checkpoint_every=2), "")
+    warnings = [event.data["message"] for event in job.events() if event.kind == "warning"]
+    assert job.state == "finished"
+    assert [words.split(": ")[0] for words in warnings] == ["no checkpoint at step 2", "no checkpoint at step 4"]
+
+
+def test_a_disk_without_room_is_told_before_the_start(session, recipe, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000_000}))
+    job = go_on(session, recipe, "")
+    assert "0.0 GB are free, and a checkpoint and the results of this run take 0.1 GB" in str(job.error)
+    assert not Path(recipe.runtime.out_dir).exists()
+
+
+def test_a_run_obeys_words_in_its_folder(session, recipe, with_train):
+    folder = Path(recipe.runtime.out_dir) / "tiny"
+    job = Job(lambda job: train(job, session, with_train(recipe, steps=10**6))).start()
+    next(event for event in job.follow() if event.kind == "step")
+    assert alive(folder)
+    ask(folder, "pause")
+    next(event for event in job.follow() if event.kind == "paused")
+    ask(folder, "resume")
+    next(event for event in job.follow() if event.kind == "resumed")
+    ask(folder, "stop")
+    assert job.wait(30)
+    assert read_status(folder)["state"] == "stopped"
+    with pytest.raises(U1Error, match="the run is stopped, so it cannot pause"):
+        ask(folder, "pause")
+
+
+def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
+    script = Path(__file__).resolve().parents[1] / "kill_and_resume.py"
+    spec = importlib.util.spec_from_file_location("kill_and_resume", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.kill_and_resume(tmp_path, kills=2, steps=24, every=4, seed=1) >= 1

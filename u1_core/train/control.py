@@ -1,0 +1,115 @@
+"""How others talk to a run, through two small files in its folder: `control`, a word for it, and `status.json`.
+
+A thread of the run looks for words twice a second and tells how the run is; that works the same on every system, for a
+run in this process or in another, and for one that is paused.
+"""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from u1_core.errors import U1Error
+from u1_core.jobs import Event, Job
+
+WORDS = ("pause", "resume", "stop", "preview")
+POLL_S, SILENT_S = 0.5, 15.0
+"""How often a run looks and tells, and after how long without a word from it it is taken to be gone."""
+
+
+class Control:
+    """Obeys and tells while its block runs: `with Control(folder, job): …`."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self._folder, self._job = folder, job
+        self._over, self._facts = threading.Event(), {"pid": os.getpid(), "step": 0, "steps": 0}
+        self.preview_asked = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="u1-control", daemon=True)
+
+    def __enter__(self) -> "Control":
+        (self._folder / "control").unlink(missing_ok=True)
+        self._job.subscribe(self._hear)
+        self._tell("running")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        done = self._facts["step"] >= self._facts["steps"] > 0
+        self._tell("failed" if kind else "finished" if done else "stopped", **({"reason": str(error)} if kind else {}))
+
+    def _hear(self, event: Event) -> None:
+        if event.kind == "step":
+            self._facts |= {key: event.data[key] for key in ("step", "steps", "loss")}
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL_S):
+            self._obey()
+            self._tell("paused" if self._job.state == "paused" else "running")
+
+    def _obey(self) -> None:
+        path = self._folder / "control"
+        try:
+            word = path.read_text(encoding="utf-8").strip()
+            path.unlink()
+        except OSError:
+            return
+        if word == "preview":
+            self.preview_asked.set()
+        elif word in WORDS:
+            getattr(self._job, word)()
+
+    def _tell(self, state: str, **more: str) -> None:
+        part = self._folder / "status.json.part"
+        try:
+            part.write_text(
+                json.dumps({**self._facts, "state": state, "time_s": time.time(), **more}), encoding="utf-8"
+            )
+            os.replace(part, self._folder / "status.json")
+        except OSError:  # a full disk, or a reader on Windows: the next time will do
+            return
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """How a run is: "state" ("running", "paused", "finished", "stopped", "failed", or "dead" if it fell silent or
+    never spoke), and "step", "steps", "pid", "loss" where they are known."""
+    try:
+        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        silent = time.time() - facts["time_s"] > SILENT_S or not _process_is_there(facts["pid"])
+        if facts["state"] in ("running", "paused") and silent:
+            facts["state"] = "dead"
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"state": "dead"}
+    return facts
+
+
+def alive(folder: Path) -> bool:
+    return read_status(folder)["state"] in ("running", "paused")
+
+
+def ask(folder: Path, word: str) -> None:
+    """Leave a word for a run. Raises U1Error if nobody is there to hear it."""
+    if not alive(folder):
+        raise U1Error(f"{folder}: the run is {read_status(folder)['state']}, so it cannot {word}")
+    part = folder / "control.part"
+    part.write_text(word, encoding="utf-8")
+    os.replace(part, folder / "control")
+
+
+def _process_is_there(pid: int) -> bool:
+    """Where that can be asked without harm; on Windows only time will tell."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
