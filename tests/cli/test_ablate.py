@@ -51,15 +51,19 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(models, recipe, tmp_path, c
     assert [path.stat().st_mtime_ns for path in loras] == before
 
 
-def test_a_run_that_was_cut_off_begins_anew_and_nothing_of_it_is_lost(models, recipe, tmp_path, capsys):
-    out = tmp_path / "grid"
-    (out / "seed=1" / "checkpoints").mkdir(parents=True)
-    (out / "seed=1" / "recipe.yaml").write_text("run_name: x", encoding="utf-8")
-    command = ["ablate", str(recipe), "--model", str(models["u1"]), "--out", str(out), "--set", "train.seed=1"]
-    assert main(command) == 0
-    assert str(out / "seed=1 (unfinished 1)") in capsys.readouterr().err
-    assert (out / "seed=1 (unfinished 1)" / "recipe.yaml").read_text(encoding="utf-8") == "run_name: x"
-    assert (out / "seed=1" / "seed=1.safetensors").is_file()
+def test_a_run_that_was_cut_off_goes_on(models, recipe, tmp_path, monkeypatch):
+    def grid(out):
+        return main(["ablate", str(recipe), "--model", str(models["u1"]), "--out", str(out), "--set", "train.seed=1"])
+
+    monkeypatch.setattr("u1_core.train.loop._Run._finish", lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grid(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "seed=1" / "seed=1.safetensors").exists()
+    monkeypatch.undo()
+    assert grid(tmp_path / "cut") == grid(tmp_path / "whole") == 0
+    ours, theirs = (tmp_path / out / "seed=1" / "seed=1.safetensors" for out in ("cut", "whole"))
+    assert dict(read_lora(ours).metadata) == dict(read_lora(theirs).metadata)
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_the_report_puts_the_runs_side_by_side(models, recipe, tmp_path, capsys):

@@ -58,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_cell(session: Session, cell: Cell) -> bool:
-    """Train one cell; whether it came to its end. Ctrl-C stops it, with its state saved. Raises what the run raised."""
-    if aside := cell.set_aside():
-        print(f"  it was not finished and begins anew; what there was is in {aside}", file=sys.stderr)
-    job = Job(lambda job: train(job, session, cell.recipe)).start()
+    """Train one cell, from its newest checkpoint if it has begun; whether it came to its end.
+
+    Ctrl-C stops it, with its state saved. Raises what the run raised.
+    """
+    job = Job(lambda job: train(job, session, cell.recipe, resume="checked" if cell.begun else "")).start()
     line = ProgressLine("training")
     try:
         for event in job.follow():

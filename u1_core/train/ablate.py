@@ -41,14 +41,10 @@ class Cell:
         """Whether the run has left its results."""
         return any((self.folder / f"{self.name}{part}.safetensors").is_file() for part in ("", ".full"))
 
-    def set_aside(self) -> Path | None:
-        """Move what an unfinished run has left out of the way, so that it can be run again; -> where it is now."""
-        if not self.folder.exists():
-            return None
-        number = 1
-        while (aside := self.folder.with_name(f"{self.name} (unfinished {number})")).exists():
-            number += 1
-        return self.folder.rename(aside)
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return (self.folder / "recipe.yaml").is_file()
 
 
 def parse_settings(arguments: Sequence[str]) -> dict[str, list[Any]]:
@@ -92,7 +88,7 @@ def grid(recipe: Recipe, settings: Mapping[str, Sequence[Any]], out: Path) -> li
 
 def write_ablation_report(out: Path, cells: Sequence[Cell]) -> Path:
     """OUT/report.html over the cells that have begun. Raises U1Error if none has."""
-    runs = {cell.name: read_run(cell.folder) for cell in cells if (cell.folder / "recipe.yaml").is_file()}
+    runs = {cell.name: read_run(cell.folder) for cell in cells if cell.begun}
     if not runs:
         raise U1Error(f"{out}: none of the {len(cells)} runs has begun")
     finished = sum(cell.finished for cell in cells)

@@ -21,7 +21,6 @@ def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) 
     validator = Validator(recipe.validation, trainer.data.samples.turns, kept_back, recipe.train.seed)
     shares = {}
     for name, adapter in adapters.items():
-        trainer.adapter = adapter.to(session.device)
-        found = validator.run(trainer, recipe.train.steps)
+        found = validator.look(trainer, adapter.to(session.device))
         shares[name] = found[judged_by(found)]["x0"]
     return shares

@@ -61,14 +61,15 @@ class Previewer:
         return self._every > 0 and step > 0 and step % self._every == 0
 
     def run(self, trainer: Trainer, step: int) -> dict[str, Any]:
-        """Draw at the present weights: {"files", "base_files", "prompts", "seconds"}, or {"failed": why}.
+        """Draw with the weights that the run would leave now.
 
-        File names stand alone, in the order of the prompts. Pictures of the same step are drawn over.
+        Returns {"files", "base_files", "prompts", "seconds"}, or {"failed": why}. File names stand alone, in the order
+        of the prompts. Pictures of the same step are drawn over.
         """
         started = time.perf_counter()
         try:
             base_files = self._draw_all(BASE, trainer.upstream, again=False)
-            files = self._draw_all(f"step_{step:06}", [*trainer.upstream, trainer.adapter], again=True)
+            files = self._draw_all(f"step_{step:06}", [*trainer.upstream, trainer.weights_to_use()], again=True)
         except Exception as problem:  # whatever it is, hours of training are worth more than this picture
             if self._session.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -107,24 +107,29 @@ class Validator:
         return every > 0 and step % every == 0
 
     def run(self, trainer: Trainer, step: int) -> dict[str, Any]:
-        """Errors of the present weights as a share of the base model's, for the log.
+        """Errors of the weights that the run would leave now, as a share of the base model's, for the log.
 
         "held_out" and "training" each have x0-MSE and v-MSE over all questions and x0-MSE by range of t, as `Share`s;
         "gap" is by how many points held-out pictures lag behind training pictures. What no picture is there for is
         absent.
         """
-        started, found = time.perf_counter(), {}
+        started = time.perf_counter()
+        return {**self.look(trainer, trainer.weights_to_use()), "seconds": time.perf_counter() - started}
+
+    def look(self, trainer: Trainer, adapter: Adapter) -> dict[str, Any]:
+        """The same for any adapter, without the time it took."""
+        found = {}
         for name, numbers in self._sets.items():
             if not numbers:
                 continue
             questions = self._questions(numbers)
             if name not in self._base:
                 self._base[name] = errors(trainer, questions, None, self._seed)
-            ours = errors(trainer, questions, trainer.adapter, self._seed)
+            ours = errors(trainer, questions, adapter, self._seed)
             found[name] = _shares(ours, self._base[name], questions, trainer.config.t_eps)
         if len(found) == 2:
             found["gap"] = found["held_out"]["x0"]["percent"] - found["training"]["x0"]["percent"]
-        return {**found, "seconds": time.perf_counter() - started}
+        return found
 
     def _pick(self, numbers: Sequence[int]) -> list[int]:
         """So many different ones of these, the same each time."""
