@@ -276,7 +276,13 @@ class U1CompareGrid(Node):
                 io.Float.Input(
                     "shift", default=3.0, min=0.1, max=20.0, step=0.1, advanced=True, tooltip="More steps near noise."
                 ),
-                Model.Input("other_model", optional=True, tooltip="A second model to compare with."),
+                io.String.Input("other_steps", default="8", tooltip="Numbers of steps of the other model."),
+                io.String.Input("other_cfg", default="1", tooltip="Guidance scales of the other model."),
+                Model.Input(
+                    "other_model",
+                    optional=True,
+                    tooltip="A second model to compare with, such as the one with 8 steps.",
+                ),
             ],
             outputs=[io.Image.Output("sheet", tooltip="The sheet.")],
             is_output_node=True,

@@ -60,7 +60,8 @@ def brought_down(workflow: dict) -> dict:
             if isinstance(inputs.get(name), int):
                 inputs[name] = min(inputs[name], value) if node["class_type"] != "TrainStyleLoRA" else 4
         if node["class_type"] == "U1CompareGrid":
-            inputs["steps"] = "3, 2"
+            inputs["steps"] = "2"
+            inputs["other_steps"] = "2"
     return workflow
 
 

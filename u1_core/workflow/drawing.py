@@ -210,26 +210,22 @@ def compare(
     megapixels: float = 0.0,
     seed: int = 42,
     shift: float = 3.0,
+    other_steps: str = "8",
+    other_cfg: str = "1",
     other_model: Model | None = None,
 ) -> Result:
     """U1CompareGrid: a sheet with a row for each prompt and a column for each model, LoRA and number of steps."""
     rows = [line.strip() for line in prompts.splitlines() if line.strip()]
     if not rows:
         raise U1Error("prompts is empty; write one prompt a line")
-    models = [model, *([other_model] if other_model else [])]
-    if loras.strip():
-        models = [_with_named_lora(studio, one, line) for one in models for line in loras.splitlines() if line.strip()]
-    counts, scales = _numbers("steps", steps, int), _numbers("cfg", cfg, float)
-    if len(scales) not in (1, len(counts)):
-        raise U1Error(f"cfg has {len(scales)} numbers and steps {len(counts)}; give one for all, or one for each")
-    scales = scales * len(counts) if len(scales) == 1 else scales
-    columns = [(one, count, scale) for one in models for count, scale in zip(counts, scales, strict=True)]
+    sides = [(model, steps, cfg), *([(other_model, other_steps, other_cfg)] if other_model else [])]
+    columns = [column for one, counts, scales in sides for column in _columns(studio, one, loras, counts, scales)]
     cells, done = [], 0
     for prompt in rows:
         for one, count, scale in columns:
             with studio.using(one, watch) as session:
-                sides = chosen_size(session.config, size, width, height, megapixels)
-                settings = SampleSettings(*sides, count, shift, seed, guidance=Guidance(scale))
+                sizes = chosen_size(session.config, size, width, height, megapixels)
+                settings = SampleSettings(*sizes, count, shift, seed, guidance=Guidance(scale))
                 drawn = text_to_image(session, prompt, settings, on_step=watch.on_step)
             cells += to_images(drawn.pictures.cpu())
             done += 1
@@ -301,6 +297,17 @@ def _with_named_lora(studio: Studio, model: Model, line: str) -> Model:
         raise U1Error(f"loras: {line.strip()!r}: after the colon comes a strength such as 0.8") from None
     name = name if colon else line.strip()
     return model if name == "none" else model.with_lora(LoraUse(str(studio.find_lora(name)), value))
+
+
+def _columns(studio: Studio, model: Model, loras: str, steps: str, cfg: str) -> list[tuple[Model, int, float]]:
+    """(model with one LoRA or none, steps, cfg) for every LoRA and number of steps."""
+    counts, scales = _numbers("steps", steps, int), _numbers("cfg", cfg, float)
+    if len(scales) not in (1, len(counts)):
+        raise U1Error(f"cfg has {len(scales)} numbers and steps {len(counts)}; give one for all, or one for each")
+    scales = scales * len(counts) if len(scales) == 1 else scales
+    lines = [line for line in loras.splitlines() if line.strip()]
+    models = [_with_named_lora(studio, model, line) for line in lines] or [model]
+    return [(one, count, scale) for one in models for count, scale in zip(counts, scales, strict=True)]
 
 
 def _named(model: Model) -> str:
