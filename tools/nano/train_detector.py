@@ -1,7 +1,12 @@
-"""Trains the detector: `python -m tools.nano.train_detector`. Each scene is shown once, as it is and mirrored.
+"""Trains the detector: `python -m tools.nano.train_detector whole`, and then `closer`.
 
-What is in the repository was trained twice, the second time with `--more --seed 1 --batches 800 --peak-rate 1.5e-3`.
-Half of the pictures are in the base style, the others in the five styles alike, and most of them are damaged.
+Each scene is drawn once and shown as it is and mirrored: half of them in the base style, the others in the five styles
+alike, and most of them damaged. What is in the repository was made by these, half an hour on two cores, when `whole` was
+still shown pictures that were made smaller before they were damaged:
+
+    python -m tools.nano.train_detector whole --batches 1000
+    python -m tools.nano.train_detector whole --batches 800 --peak-rate 1.5e-3 --seed 1 --more
+    python -m tools.nano.train_detector closer --batches 600
 """
 
 import argparse
@@ -12,13 +17,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .damage import damaged
-from .detector import HEADS, SEEN, UNKNOWN, WEIGHTS, Detector, load_detector, split, targets, to_tensor
+from .detector import HEADS, UNKNOWN, WEIGHTS, Closer, Detector, Whole, load_detector, split, targets, to_tensor
 from .scene import KINDS, PLACES, Scene, conflict, random_group, random_scene
 from .styles import STYLES, render_styled
 
@@ -26,7 +30,7 @@ BATCH = 64
 
 
 class Scenes(IterableDataset):
-    """Batches of pictures (N, 3, 96, 96) with the indices of what is on them."""
+    """Batches of pictures (N, 3, 192, 192) with the indices of what is on them."""
 
     def __init__(self, batches: int, styled: float, seed: int):
         self.batches = batches
@@ -41,9 +45,7 @@ class Scenes(IterableDataset):
             pictures, wanted = [], []
             for scene in (crowded(random_scene(rng), rng) for _ in range(BATCH // 2)):
                 style = rng.choice(list(STYLES)) if rng.random() < self.styled else "base"
-                picture = np.asarray(
-                    Image.fromarray(render_styled(scene, style)).resize((SEEN, SEEN), Image.Resampling.BOX)
-                )
+                picture = render_styled(scene, style)
                 for shown in (picture, picture[:, ::-1]):
                     pictures.append(damaged(shown, rng) if rng.random() < 0.7 else shown)
                 wanted += [targets(scene), targets(mirrored(scene))]
@@ -70,21 +72,22 @@ def mirrored(scene: Scene) -> Scene:
 def loss_of(outputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
     """The sum over attributes of the mean cross-entropy of what is there to be told."""
     losses = []
-    for head in HEADS:
+    for head in outputs:
         for at, logits in enumerate(split(head, outputs[head]).values()):
             index = wanted[head][..., at].flatten()
             losses.append(nn.functional.cross_entropy(logits.flatten(0, -2), index, ignore_index=UNKNOWN))
     return torch.stack(losses).sum()
 
 
-def train(detector: Detector, scenes: Scenes, peak_rate: float, workers: int, device: str) -> Detector:
-    detector = detector.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.01)
+def train(network: nn.Module, scenes: Scenes, peak_rate: float, workers: int, device: str) -> None:
+    """Trains in place, for one cycle of the learning rate."""
+    network.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=scenes.batches, pct_start=0.15)
     started, running = time.monotonic(), 0.0
     loader = DataLoader(scenes, batch_size=None, num_workers=workers)
     for number, (pictures, wanted) in enumerate(loader, start=1):
-        loss = loss_of(detector(pictures.to(device)), {head: rows.to(device) for head, rows in wanted.items()})
+        loss = loss_of(network(pictures.to(device)), {head: rows.to(device) for head, rows in wanted.items()})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,23 +97,26 @@ def train(detector: Detector, scenes: Scenes, peak_rate: float, workers: int, de
             print(
                 f"{number:6d} of {scenes.batches}  loss {running:.3f}  {time.monotonic() - started:.0f} s", flush=True
             )
-    return detector.cpu().eval()
+    network.cpu().eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("whole", "closer"), help="the look to train; the other stays as it is")
     parser.add_argument("--batches", type=int, default=1000, help=f"of {BATCH} pictures")
     parser.add_argument("--styled", type=float, default=0.5, help="share of pictures in the five styles")
     parser.add_argument("--peak-rate", type=float, default=3e-3, help="the highest learning rate of the cycle")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, and of the first weights")
-    parser.add_argument("--more", action="store_true", help="go on from the weights that there are")
+    parser.add_argument("--more", action="store_true", help="go on from the weights that it has")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
-    detector = load_detector() if given.more else Detector()
+    detector = load_detector() if WEIGHTS.exists() else Detector()
+    if not given.more:
+        setattr(detector, given.part, {"whole": Whole, "closer": Closer}[given.part]())
     scenes = Scenes(given.batches, given.styled, given.seed)
-    detector = train(detector, scenes, given.peak_rate, given.workers, given.device)
+    train(getattr(detector, given.part), scenes, given.peak_rate, given.workers, given.device)
     save_file({name: tensor.half().contiguous() for name, tensor in detector.state_dict().items()}, WEIGHTS)
     print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
