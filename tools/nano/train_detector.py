@@ -1,8 +1,8 @@
 """Trains the detector: `python -m tools.nano.train_detector whole`, and then `closer`.
 
 Each scene is drawn once and shown as it is and mirrored: half of them in the base style, the others in the five styles
-alike, and most of them damaged. What is in the repository was made by these, half an hour on two cores, when `whole` was
-still shown pictures that were made smaller before they were damaged:
+alike, and most of them damaged. What is in the repository was made by these, half an hour on two cores, when `whole`
+was still shown pictures that were made smaller before they were damaged:
 
     python -m tools.nano.train_detector whole --batches 1000
     python -m tools.nano.train_detector whole --batches 800 --peak-rate 1.5e-3 --seed 1 --more
