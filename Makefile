@@ -18,10 +18,12 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 # Installed again only when what is asked for has changed. The pinned torch comes with the first install, so that pip
-# never fetches another one.
-$(READY): pyproject.toml constraints.txt
+# never fetches another one. An older transformers lies beside the newest: the tokenizer is compared with both.
+$(READY): pyproject.toml constraints.txt tests/text/transformers-4.57.1.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/transformers-4.57.1 \
+		-r tests/text/transformers-4.57.1.txt
 	touch $@
 
 clean:
