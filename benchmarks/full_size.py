@@ -7,9 +7,8 @@ table and, with --json FILE, written for later comparison. Training is the defau
 import json
 
 import torch
-from work import PREFIX_TOKENS, Training, machine, measure, parser, sampling_step, table
+from work import PREFIX_TOKENS, Training, machine, measure, model_config, parser, sampling_step, table
 
-from u1_core.model.config import U1Config
 from u1_core.model.stack import ladder
 from u1_core.train.recipe import Recipe
 from u1_core.weights.random_model import random_generation
@@ -17,7 +16,7 @@ from u1_core.weights.random_model import random_generation
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    device, config = torch.device(args.device), U1Config.from_file(args.config)
+    device, config = torch.device(args.device), model_config(args)
     weights = random_generation(config, device, torch.bfloat16)
     rows = {"sampling, cfg 4": measure(sampling_step(config, weights, args.width, args.height), args, device)}
     recipe = Recipe()

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from work import Training, machine, parser
+from work import Training, machine, model_config, parser
 
-from u1_core.model.config import GENERATION, U1Config
+from u1_core.model.config import GENERATION
 from u1_core.model.stack import Keep
 from u1_core.model.views import Generation
 from u1_core.weights.arena import Arena
@@ -55,7 +55,7 @@ def main() -> None:
     options.add_argument("--slots", type=int, nargs="*", default=[1, 2, 3])
     args = options.parse_args()
     device = torch.device(args.device)
-    config = replace(U1Config.from_file(args.config), layers=args.layers)
+    config = replace(model_config(args), layers=args.layers)
     source = RandomWeights(config, device=device)
     ends = load_generation(source, device, torch.bfloat16, resident=False)
     arena, pageable = (Arena(config, GENERATION, range(config.layers), torch.bfloat16) for _ in range(2))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from work import PREFIX_TOKENS, Row, Training, machine, measure, parser, sampling_step, table
+from work import PREFIX_TOKENS, Row, Training, machine, measure, model_config, parser, sampling_step, table
 
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.stack import Keep
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--slots", type=int, nargs="*", default=[3], help="all but the first: only fully streamed")
     options.add_argument("--streamed-only", action="store_true", help="leave out what is resident, and rungs but one")
     args = options.parse_args()
-    device, config = torch.device(args.device), U1Config.from_file(args.config)
+    device, config = torch.device(args.device), model_config(args)
     source = RandomWeights(config, device=device)
     # All that is not in the layers; these come from the arena below.
     ends = load_generation(source, device, torch.bfloat16, resident=False)

@@ -18,6 +18,7 @@ from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.generation import Pass, generation_passes
 from u1_core.model.stack import Keep
 from u1_core.model.views import Generation, KVChunk, PrefixKV
+from u1_core.released import released_config
 from u1_core.sample.euler import denoise
 from u1_core.sample.guidance import Branch, Guidance
 from u1_core.sample.schedule import sampling_timesteps
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--config", type=Path, default=Path(__file__).with_name("u1_8b.json"), help="a config.json")
+    made.add_argument("--config", type=Path, help="a config.json (default: U1-8B's)")
     made.add_argument("--width", type=int, default=2048)
     made.add_argument("--height", type=int, default=2048)
     made.add_argument("--device", default="cuda")
@@ -46,6 +47,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def machine(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def model_config(args: argparse.Namespace) -> U1Config:
+    """The model that is measured: --config's, or U1-8B."""
+    return U1Config.from_file(args.config) if args.config else released_config("U1-8B")
 
 
 def random_prefix(config: U1Config, tokens: int, device: torch.device) -> PrefixKV:

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from u1_core.data.pictures import open_picture, save_png
@@ -141,9 +140,3 @@ def _in_order(workflow: Mapping[str, Any]) -> list[str]:
 
 def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
-
-
-def saved_files(results: Mapping[str, Result], workflow: Mapping[str, Any]) -> list[Path]:
-    """The pictures that SaveImage nodes wrote."""
-    texts = [result.text for number, result in results.items() if workflow[number]["class_type"] == "SaveImage"]
-    return [Path(line) for text in texts for line in text.splitlines()]
