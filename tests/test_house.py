@@ -20,7 +20,7 @@ STOREYS = (
     ("errors", "lease"),
     ("model", "text", "jobs"),
     ("weights", "data", "released"),
-    ("lora", "prefix"),
+    ("lora", "prefix", "plan"),
     ("session",),
     ("sample", "understand"),
     ("train",),
