@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from u1_core.model.config import linear_modules
-from u1_core.model.generation import generation_pass
+from u1_core.model.generation import Pass, generation_pass, generation_passes
 from u1_core.model.linear import LowRank, TowerTerms
 from u1_core.model.views import KVChunk, PrefixKV
 
@@ -145,3 +145,15 @@ def test_it_matters_where_the_picture_stands_after_the_prompt(tiny, close):
     here = generation_pass(model.config, model.generation, z, t, [past])
     later = generation_pass(model.config, model.generation, z, t, [replace(past, next_t=15)])
     assert not close(later, here, 1e-4)
+
+
+def test_a_pass_may_have_ends_of_its_own(kind, tiny):
+    model = tiny(kind)
+    z, t, past = noisy(model.config), torch.tensor([0.3]), prefix(9, 1)
+    other = replace(model.generation, norm=2 * model.generation.norm, layers=())
+    passes = [Pass(z, t, [past]), Pass(z, t, [past], ends=other)]
+    plain, own = generation_passes(model.config, model.generation, passes)
+    assert torch.equal(plain, generation_pass(model.config, model.generation, z, t, [past]))
+    whole = replace(other, layers=model.generation.layers)
+    assert torch.equal(own, generation_pass(model.config, whole, z, t, [past]))
+    assert not torch.equal(plain, own)

@@ -27,6 +27,8 @@ class Pass:
     t: Tensor
     prefixes: Sequence[PrefixKV]
     terms: TowerTerms | None = None
+    ends: Generation | None = None
+    """Whose norm and modules stand around the layers; None for those of the weights that all passes share."""
 
 
 def generation_pass(
@@ -58,9 +60,9 @@ def generation_passes(
     `kept` says for each layer what is kept for backward; everything by default. One backward of the summed losses does
     a layer for all passes before the next, too, and gives the sum of the gradients that they would give apart.
     """
-    packed = [_pack(config, weights, each) for each in passes]
+    packed = [_pack(config, each.ends or weights, each) for each in passes]
     hidden = run_layers(config, GENERATION, weights.layers, packed, kept)
-    return [_unpack(config, weights, each, h) for each, h in zip(passes, hidden, strict=True)]
+    return [_unpack(config, each.ends or weights, each, h) for each, h in zip(passes, hidden, strict=True)]
 
 
 def _grid(config: U1Config, z: Tensor) -> tuple[int, int]:
