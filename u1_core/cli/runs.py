@@ -1,4 +1,4 @@
-"""`u1 runs`: which runs there are and how they go; pause, resume, stop, or ask for a preview."""
+"""`u1 runs`: which runs there are and how they go; pause, resume, stop, or ask for a checkpoint or a preview."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from u1_core.cli.detach import start_detached
 from u1_core.errors import U1Error, nearest
 from u1_core.train.control import alive, ask, read_status
 
-ACTIONS = ("list", "tail", "pause", "resume", "stop", "preview")
+ACTIONS = ("list", "tail", "pause", "resume", "stop", "save", "preview")
 LINES = 10
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
 
-WORDS = ("pause", "resume", "stop", "preview")
+WORDS = ("pause", "resume", "stop", "save", "preview")
 POLL_S, SILENT_S = 0.5, 15.0
 """How often a run looks and tells, and after how long without a word from it it is taken to be gone."""
 
@@ -26,7 +26,7 @@ class Control:
     def __init__(self, folder: Path, job: Job) -> None:
         self._folder, self._job = folder, job
         self._over, self._facts = threading.Event(), {"pid": os.getpid(), "step": 0, "steps": 0}
-        self.preview_asked = threading.Event()
+        self.save_asked, self.preview_asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="u1-control", daemon=True)
 
     def __enter__(self) -> "Control":
@@ -60,8 +60,8 @@ class Control:
             path.unlink()
         except OSError:
             return
-        if word == "preview":
-            self.preview_asked.set()
+        if word in ("save", "preview"):
+            (self.save_asked if word == "save" else self.preview_asked).set()
         elif word in WORDS:
             getattr(self._job, word)()
 

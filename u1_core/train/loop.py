@@ -1,7 +1,7 @@
 """A run from a recipe to its files: check everything, prepare, step, save. It is the work of a `Job`."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,11 +51,19 @@ class DivergedError(U1Error):
     """The loss is beyond what skipping steps and going back can mend."""
 
 
-def train(job: Job, session: Session, recipe: Recipe, resume: str = "") -> Outcome | None:
+def train(
+    job: Job,
+    session: Session,
+    recipe: Recipe,
+    resume: str = "",
+    begun: Callable[[Trainer, Path], None] = lambda trainer, folder: None,
+) -> Outcome | None:
     """Train as `recipe` says, as the work of `job`. Raises U1Error; before anything is written, if it can be foreseen.
 
     `resume` goes on with the run of that name from its newest whole checkpoint: "checked" only if recipe, data and
     model are what they were, "anyway" whatever they are. The result is, to the bit, that of a run never cut off.
+    `begun` is handed the trainer and the run's folder before the first step; who holds the session's lease may read the
+    trainer's weights.
 
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
     where it took several pictures), "checkpoint" and "results" (the file saved), "rollback" and "warning" (a message).
@@ -84,6 +92,7 @@ def train(job: Job, session: Session, recipe: Recipe, resume: str = "") -> Outco
             job.emit("warning", message=message)
         folder = folder or RunFolder.create(recipe)
         write_manifest(folder.path / "manifest.json", session, hashes, recipe.train.optimizer)
+        begun(trainer, folder.path)
         with Control(folder.path, job) as control:
             return _Run(job, session, trainer, folder, about, control).go(state)
 
@@ -142,7 +151,7 @@ class _Run:
         if self._step in (self._settings.steps, self._saved_at) or self._trainer.guard.skipped:
             return False  # where steps are being skipped, the state before them is the one to go back to
         late = minutes and time.monotonic() - self._saved_time > 60 * minutes
-        return bool(late or (every and self._step % every == 0))
+        return bool(self._control.save_asked.is_set() or late or (every and self._step % every == 0))
 
     def _look(self) -> None:
         """Run the hooks that are due. One that fails is logged so, and the run goes on."""
@@ -187,6 +196,7 @@ class _Run:
 
     def _save(self) -> None:
         """Save a checkpoint. A disk that does not take it is told, and the run goes on with the one before."""
+        self._control.save_asked.clear()
         try:
             self._saved = self._folder.save_checkpoint(self._trainer.weights_to_use(), self._step)
             self._write_state()
