@@ -1,7 +1,9 @@
 """One loaded model on one device, the LoRAs in use, and the lease that says who may use the device now."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch
 
 from u1_core.errors import U1Error
 from u1_core.lease import Lease
-from u1_core.lora.adapter import Adapter, tower_terms
+from u1_core.lora.adapter import Adapter, same_adapters, tower_terms
+from u1_core.lora.fold import FoldedSource
 from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.linear import TowerTerms
@@ -22,6 +25,7 @@ from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import QuantisedLayers
 from u1_core.weights.layout import layer_bytes
 from u1_core.weights.placement import Placement
+from u1_core.weights.rewrite import rewrite
 from u1_core.weights.snapshot import GGUF, Snapshot
 from u1_core.weights.store import Progress, load_generation, load_understanding
 
@@ -48,6 +52,8 @@ class Session:
         self.dtype = dtype
         self.adapters: list[Adapter] = []
         self.lease = Lease()
+        self._folded: FoldedSource | None = None
+        self._kept_unfolded = 0
         self._on_progress = on_progress
         self._placement = placement
 
@@ -84,7 +90,7 @@ class Session:
     def understanding(self) -> Understanding:
         """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used."""
         resident = self._room_for(UNDERSTANDING, GENERATION)
-        understanding = load_understanding(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        understanding = load_understanding(self._source, self.device, self.dtype, resident, self._on_progress)
         self._hold_quantised(understanding.layers, towers=2)
         return understanding
 
@@ -93,7 +99,7 @@ class Session:
     def base_generation(self) -> Generation:
         """The generation tower as the checkpoint has it: placed as was asked, else on the device if it fits there."""
         resident = self._placement or self._room_for(GENERATION)
-        generation = load_generation(self.snapshot, self.device, self.dtype, resident, self._on_progress)
+        generation = load_generation(self._source, self.device, self.dtype, resident, self._on_progress)
         self._hold_quantised(generation.layers, towers=1)
         return generation
 
@@ -112,6 +118,60 @@ class Session:
             adapter.check(self.config)
         self.adapters = [adapter.to(self.device, self.dtype) for adapter in adapters]
 
+    @property
+    def folded(self) -> tuple[Adapter, ...]:
+        """The LoRAs that are in the weights themselves."""
+        return self._folded.adapters if self._folded else ()
+
+    def fold(self, adapters: Sequence[Adapter]) -> None:
+        """Add these LoRAs to the weights, in place of those folded in before: to the bit what `u1 lora merge` writes.
+
+        A step then costs what the base's does, and what is in `use` comes on top. Where the towers are loaded, only the
+        tensors that change are read again from the checkpoint. Adapters are given as they were read from their files.
+        Raises U1Error for one that does not fit, on a quantised base, and while a run is training on these weights.
+        """
+        with self.lease:
+            if same_adapters(self.folded, adapters):
+                return
+            if isinstance(self.snapshot, GgufSource):
+                raise U1Error(f"{self.snapshot.path}: LoRAs cannot be folded into a quantised base; use them beside it")
+            if self._kept_unfolded:
+                raise U1Error(
+                    f"{self.snapshot.path}: a run is training on these weights, so no LoRA can be folded into them or "
+                    "taken out; use it beside them until the run has ended"
+                )
+            # Strengths may be changed later on: what is folded is what they are now.
+            held = [replace(each, modules=dict(each.modules), full=dict(each.full)) for each in adapters]
+            before, self._folded = self._folded, FoldedSource(self.snapshot, held) if held else None
+            names = {name for source in (before, self._folded) if source for name in source.changed}
+            try:
+                self._rewrite_towers(names)
+            except BaseException:
+                # Some tensors are the one thing and some the other: read all of them anew when they are next needed.
+                self._folded = before
+                self.__dict__.pop("understanding", None), self.__dict__.pop("base_generation", None)
+                raise
+
+    def unfold(self) -> None:
+        """Take out what `fold` has added: the weights are the checkpoint's own bytes again."""
+        self.fold(())
+
+    @contextmanager
+    def unfolded(self) -> Iterator[None]:
+        """Inside, the weights stay the checkpoint's own, as training needs them. Raises U1Error if they are not."""
+        with self.lease:
+            if self._folded:
+                raise U1Error(
+                    f"{self.snapshot.path}: LoRAs are folded into these weights, and training needs the checkpoint's "
+                    "own; unfold them (runtime.upstream_lora_path trains on top of a LoRA)"
+                )
+            self._kept_unfolded += 1
+        try:
+            yield
+        finally:
+            with self.lease:
+                self._kept_unfolded -= 1
+
     def build_prefixes(self, sequences: Sequence[TokenSequence]) -> list[BuiltPrefix]:
         """Prompts' K/V, all in one pass over the understanding tower."""
         return build_prefixes(self.config, self.understanding, sequences, self.terms(UNDERSTANDING))
@@ -123,6 +183,17 @@ class Session:
     def generator(self, seed: int) -> torch.Generator:
         """A random generator on the session's device."""
         return torch.Generator(self.device).manual_seed(seed)
+
+    @property
+    def _source(self) -> Snapshot | GgufSource | FoldedSource:
+        """Where weights are read from."""
+        return self._folded or self.snapshot
+
+    def _rewrite_towers(self, names: set[str]) -> None:
+        """Read these tensors anew wherever they are loaded."""
+        for tower in ("understanding", "base_generation"):
+            if tower in self.__dict__:
+                rewrite(self.config, self.__dict__[tower], self._source, names)
 
     def _room_for(self, *towers: str) -> bool:
         """Whether these towers fit on the device with a quarter of its free memory left to work in."""

@@ -93,6 +93,16 @@ def test_nothing_is_overwritten(models, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'fox-1.png'}\n"
 
 
+def test_folded_into_the_weights_they_draw_what_the_merged_model_does(models, lora, tmp_path):
+    loras = ("--lora", f"{lora(1)}:0.5", "--lora", lora(2))
+    run("a fox", "--model", models["u1"], *SMALL, *loras, "--fold", "--out", tmp_path / "folded.png")
+    merge = ("lora", "merge", "--model", models["u1"], *loras, "--out", tmp_path / "m")
+    assert main(list(map(str, merge))) == 0
+    run("a fox", "--model", tmp_path / "m", *SMALL, "--out", tmp_path / "merged.png")
+    assert np.array_equal(pixels(tmp_path / "folded.png"), pixels(tmp_path / "merged.png"))
+    assert (facts(tmp_path / "folded.png")["folded"], facts(tmp_path / "merged.png")["folded"]) == (True, False)
+
+
 def test_two_loras_with_strengths(models, lora, tmp_path):
     """In any order, and as the library adds them up; strength 0 is none."""
     one, two = lora(1), lora(2)

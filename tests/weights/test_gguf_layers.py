@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from u1_core.cli.main import main
+from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING, linear_modules
 from u1_core.sample.guidance import Guidance
@@ -79,6 +80,12 @@ def test_other_kinds_and_formats(gguf_model, open_at, tmp_path, kind, recipe):
     reference = Session.open(model.write_dequantised(tmp_path / "dequantised"), "cpu")
     theirs = text_to_image(reference, "a fox", SETTINGS).pictures
     assert torch.equal(text_to_image(open_at(model.path, "blocks in the file"), "a fox", SETTINGS).pictures, theirs)
+
+
+def test_a_lora_is_not_folded_into_blocks(q4):
+    session = Session.open(q4.path, "cpu")
+    with pytest.raises(U1Error, match="LoRAs cannot be folded into a quantised base; use them beside it"):
+        session.fold([lora(session.config)])
 
 
 def test_room_decides_where_the_blocks_are(q4, open_at):

@@ -35,6 +35,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="use a LoRA; may be given several times"
     )
+    parser.add_argument(
+        "--fold", action="store_true", help="add the LoRAs to the weights themselves: longer to load, quicker steps"
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -58,7 +61,11 @@ def open_session(args: argparse.Namespace) -> Session:
     """The session that the options ask for, its LoRAs in use. Raises U1Error."""
     reading = ProgressLine("reading weights")
     session = Session.open(resolve_model(args.model), args.device, args.dtype, reading.bytes)
-    session.use(load_adapters(args.lora))
+    adapters = load_adapters(args.lora)
+    if args.fold:
+        session.fold(adapters)
+    else:
+        session.use(adapters)
     return session
 
 
@@ -98,6 +105,7 @@ class Report:
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
             "loras": list(args.lora),
+            "folded": bool(session.folded),
         }
         if settings:
             self.facts["settings"] = asdict(settings)

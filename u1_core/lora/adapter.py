@@ -140,6 +140,11 @@ class Adapter:
             )
 
 
+def same_adapters(ours: Sequence[Adapter], theirs: Sequence[Adapter]) -> bool:
+    """Whether these are the same tensors at the same strengths, in the same order; contents are not looked at."""
+    return [_identity(adapter) for adapter in ours] == [_identity(adapter) for adapter in theirs]
+
+
 def tower_terms(config: U1Config, adapters: Sequence[Adapter], tower: str, step_seed: int | None = None) -> TowerTerms:
     """The low-rank terms of one tower from several checked adapters, each at its present strength.
 
@@ -186,6 +191,11 @@ def layer_place(path: str) -> tuple[int | None, str]:
 def tower_of(name: str) -> str:
     """The tower that a module or tensor belongs to: GENERATION or UNDERSTANDING."""
     return GENERATION if GENERATION in name or name.startswith("fm_modules.") else UNDERSTANDING
+
+
+def _identity(adapter: Adapter) -> tuple:
+    modules = [(path, id(module.down), id(module.up), module.alpha) for path, module in adapter.modules.items()]
+    return adapter.strength, modules, [(name, id(tensor)) for name, tensor in adapter.full.items()]
 
 
 def _misfits(config: U1Config, adapter: Adapter) -> list[str]:

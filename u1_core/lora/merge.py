@@ -57,7 +57,7 @@ def merge_loras(
             base = _read_apart(entry)
             tensor = merged_tensor(name, base, adapters)
             changed += tensor is not base
-            writer.write(name, _rounded(name, tensor, dtype or entry.dtype))
+            writer.write(name, rounded(name, tensor, dtype or entry.dtype))
             done += entry.n_bytes
             if progress:
                 progress(done, snapshot.total_bytes)
@@ -88,11 +88,12 @@ def _read_apart(entry: TensorEntry) -> Tensor:
         raise U1Error(f"{entry.file}: cannot read {entry.key} ({problem})") from None
 
 
-def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = tensor.to(dtype)
-    if rounded is not tensor and not rounded.isfinite().all():
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A merged tensor in `dtype`. Raises U1Error if that cannot hold its numbers."""
+    result = tensor.to(dtype)
+    if result is not tensor and not result.isfinite().all():
         raise U1Error(f"merging: {name} does not fit into {str(dtype).removeprefix('torch.')}; choose another --dtype")
-    return rounded
+    return result
 
 
 def _copy_other_files(snapshot: Snapshot, folder: Path) -> None:

@@ -7,7 +7,7 @@ freed. This is ordinary memory, registered with CUDA layer by layer once it is f
 import contextlib
 import mmap
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -83,6 +83,13 @@ class Arena:
             pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self._pin(index)
             if on_layer:
                 on_layer(flat.nbytes)
+
+    def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
+        """Read the tensors of these names anew. Nothing may be under way from the memory."""
+        for index in self._offsets:
+            for name, place in layer_slices(self.config, self.tower, index, self.weights(index, self.layer(index))):
+                if name in names:
+                    source.read_into(name, place)
 
     def close(self) -> None:
         """Unlock the memory and give it back to the system. Nothing may be under way from it any more."""

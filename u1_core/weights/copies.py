@@ -42,7 +42,7 @@ class Copies(Protocol):
         """What has been asked of the device so far is the last that needs the slot's layer."""
 
     def close(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is under way. More may be started afterwards."""
 
 
 class PlainCopies:
@@ -103,8 +103,9 @@ class CudaCopies:
         slot.users.clear()
 
     def close(self) -> None:
-        if self._stage:
-            self._stage.close()
+        stage, self._stage = self._stage, None
+        if stage:
+            stage.close()
         self._stream.synchronize()
 
     def _settle(self, slot: Slot) -> None:

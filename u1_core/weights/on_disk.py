@@ -1,6 +1,6 @@
 """Layers that stay in the checkpoint's files: each is read when it is asked for, the next one while it is used."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -35,6 +35,10 @@ class LayersOnDisk(Sequence[LayerWeights]):
         flat = torch.empty_like(host, device=self._device).copy_(host)
         self._spare = None if last else host
         return layer_views(self._source.config, self._tower, index, flat)
+
+    def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
+        """Read from `source` from now on, of whose tensors those of these names have changed."""
+        self._source, self._next, self._spare = source, None, None
 
     def _read_now(self, index: int) -> Tensor:
         """The layer's bytes, from what was read ahead if that was this layer."""

@@ -2,13 +2,15 @@
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
 from u1_core.model.views import LayerWeights
 from u1_core.weights.arena import Arena
 from u1_core.weights.copies import Copies, CudaCopies, PlainCopies, Slot
+from u1_core.weights.layout import layer_slices
+from u1_core.weights.source import TensorSource
 
 
 class StreamedLayers(Sequence[LayerWeights]):
@@ -71,6 +73,20 @@ class StreamedLayers(Sequence[LayerWeights]):
     def expect(self, order: Sequence[int]) -> None:
         """The layers are going to be asked for in this order. A number that follows itself may be left out."""
         self._order = deque(order)
+
+    def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
+        """Read the tensors of these names anew, in host memory and on the device; what is in the slots is let go."""
+        self._copies.close()
+        if self._lent is not None:
+            self._copies.release(self._lent)
+        self._lent = self._weights = self._current = None
+        for slot in self._slots:
+            slot.layer = None
+        self._arena.rewrite(source, names)
+        for index, layer in self._resident.items():
+            for name, place in layer_slices(self._arena.config, self._arena.tower, index, layer):
+                if name in names:
+                    source.read_into(name, place)
 
     def close(self) -> None:
         """Give back the slots and the host memory. The layers cannot be asked for any more."""
