@@ -1,7 +1,11 @@
 """A few small pictures with captions, and what a run on a tiny model needs."""
 
+import errno
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +66,52 @@ def session(models) -> Session:
 def with_train():
     """(recipe, **settings) -> the recipe with those settings of its section `train`."""
     return lambda recipe, **settings: replace(recipe, train=replace(recipe.train, **settings))
+
+
+class Refusing:
+    """A file on a disk that takes only so many bytes more."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "Refusing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken, self._room = self._file.write(data[: self._room]), 0
+        return taken
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> Callable[..., ExitStack]:
+    """(beginning of a file's name, room=0): from now on there is room for no more bytes of it than that.
+
+    As `with full_disk(…):` only inside the block.
+    """
+    rooms: dict[str, int] = {}
+    plain = Path.open
+
+    def open_there(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        file = plain(path, mode, *more, **named)
+        room = next((room for name, room in rooms.items() if path.name.startswith(name)), None)
+        return file if room is None or mode.startswith("r") else Refusing(file, room)
+
+    def fill(name: str, room: int = 0) -> ExitStack:
+        rooms[name] = room
+        block = ExitStack()
+        block.callback(rooms.pop, name)
+        return block
+
+    monkeypatch.setattr(Path, "open", open_there)
+    return fill
 
 
 @pytest.fixture

@@ -55,3 +55,11 @@ def test_the_last_few_and_every_so_manieth_are_kept(tmp_path):
     prune(tmp_path, keep_last=2, keep_every=40)
     assert [path.name for path in state_files(tmp_path)] == [f"state_{n:06}.safetensors" for n in (90, 80, 40)]
     assert len(list(tmp_path.iterdir())) == 9
+
+
+def test_weights_that_a_killed_run_left_without_their_state_go_too(tmp_path):
+    for name in ("step_000010", "state_000020", "step_000020", "step_000025", "state_000030", "step_000030"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    (tmp_path / "step_000040.safetensors").write_bytes(b"")  # its state may be about to be written
+    prune(tmp_path, keep_last=2, keep_every=0)
+    assert sorted({int(path.stem[-2:]) for path in tmp_path.iterdir()}) == [20, 30, 40]

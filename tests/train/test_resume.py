@@ -7,9 +7,11 @@ import pytest
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
+from u1_core.train.checkpoint import step_of
 from u1_core.train.control import alive, ask, read_status
 from u1_core.train.loop import train
-from u1_core.train.recipe import Lora
+from u1_core.train.recipe import Lora, Previews
+from u1_core.weights.write import NoRoomError
 
 
 def stopped_after(session, recipe, step):
@@ -68,16 +70,71 @@ def test_an_error_in_the_middle_leaves_a_checkpoint(session, recipe, with_train,
     assert go_on(session, recipe).result.steps == 6
 
 
-def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(session, recipe, with_train, monkeypatch):
-    def full(path, state):
-        if state.step < 6:
-            raise U1Error(f"{path}: cannot be written (No space left on device)")
+def warnings_of(job):
+    return [event.data["message"] for event in job.events() if event.kind == "warning"]
 
-    monkeypatch.setattr("u1_core.train.loop.write_state", full)
-    job = go_on(session, with_train(recipe, steps=6, checkpoint_every=2), "")
-    warnings = [event.data["message"] for event in job.events() if event.kind == "warning"]
+
+def records_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("file", ["step_", "state_"])
+def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(session, recipe, with_train, full_disk, file):
+    job = Job(lambda job: train(job, session, with_train(recipe, steps=7, checkpoint_every=2)))
+    disk = full_disk(file, 100)
+    job.subscribe(lambda event: disk.close() if event.kind == "step" and event.data["step"] == 5 else None)
+    assert job.start().wait(60)
+    told = warnings_of(job)
     assert job.state == "finished"
-    assert [words.split(": ")[0] for words in warnings] == ["no checkpoint at step 2", "no checkpoint at step 4"]
+    assert [words.split(": ")[0] for words in told] == ["no checkpoint at step 2", "no checkpoint at step 4"]
+    assert told[0].endswith("cannot be written (No space left on device)")
+    assert {step_of(path) for path in (job.result.folder / "checkpoints").iterdir()} == {6, 7}
+    assert [one["message"] for one in records_of(job.result.folder) if one.get("event") == "warning"] == told
+
+
+def test_a_full_disk_keeps_neither_log_nor_report_nor_preview_from_a_run(session, recipe, with_train, full_disk):
+    """All of it is told, and what can be made up for is when there is room again."""
+    recipe = replace(with_train(recipe, steps=6, checkpoint_every=2), previews=Previews(every=3, steps=1, cfg=1.0))
+    job = Job(lambda job: train(job, session, recipe))
+    disk = [full_disk(name, 10) for name in ("log.jsonl", "state_", "report.html", "step_000003_1.png", "status.json")]
+    job.subscribe(
+        lambda event: [one.close() for one in disk] if event.kind == "step" and event.data["step"] == 5 else None
+    )
+    assert job.start().wait(60)
+    assert (job.state, job.error) == ("finished", None)
+    assert [words.partition(": ")[0] for words in warnings_of(job)[1:]] == [
+        f"no checkpoint at step {step}" for step in (2, 3, 4)
+    ]
+    assert "log's lines are kept in memory" in warnings_of(job)[0]
+    folder, records = job.result.folder, records_of(job.result.folder)
+    assert [record["step"] for record in records if "event" not in record] == [1, 2, 3, 4, 5, 6]
+    (failed, drawn) = [record for record in records if record.get("event") == "preview"]
+    assert "No space left on device" in failed["failed"]
+    assert drawn["files"] == ["step_000006_1.png", "step_000006_2.png"]
+    assert sorted(path.name for path in (folder / "previews").glob("step*")) == drawn["files"]
+    assert "Worth knowing" in (folder / "report.html").read_text(encoding="utf-8")
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("file", ["tiny.safetensors", "state_"])
+def test_results_wait_for_room(session, recipe, full_disk, monkeypatch, file):
+    monkeypatch.setattr("u1_core.train.loop.ROOM_POLL_S", 0.05)
+    job, disk = Job(lambda job: train(job, session, recipe)), full_disk(file)
+    job.subscribe(lambda event: disk.close() if event.kind == "warning" else None)
+    assert job.start().wait(60)
+    assert job.state == "finished"
+    (words,) = warnings_of(job)
+    assert words.endswith("(No space left on device); make room: the results wait in memory until there is")
+    assert (job.result.folder / "tiny.safetensors").is_file()
+
+
+def test_results_that_wait_for_room_can_be_given_up(session, recipe, full_disk, monkeypatch):
+    monkeypatch.setattr("u1_core.train.loop.ROOM_POLL_S", 0.05)
+    job = Job(lambda job: train(job, session, recipe))
+    full_disk("tiny.safetensors")
+    job.subscribe(lambda event: job.stop() if event.kind == "warning" else None)
+    assert job.start().wait(60)
+    assert (job.state, type(job.error)) == ("failed", NoRoomError)
 
 
 def test_a_disk_without_room_is_told_before_the_start(session, recipe, monkeypatch):

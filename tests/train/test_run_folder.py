@@ -1,5 +1,5 @@
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from u1_core.lora.files import read_lora
 from u1_core.lora.plan import plan_lora
 from u1_core.train.recipe_file import load_recipe, parse_recipe
 from u1_core.train.run_folder import RunFolder
+from u1_core.weights.write import NoRoomError
 
 
 @pytest.fixture
@@ -35,16 +36,11 @@ def test_a_folder_that_cannot_be_made_is_named(recipe, tmp_path):
         RunFolder.create(replace(recipe, runtime=replace(recipe.runtime, out_dir=str(tmp_path / "file"))))
 
 
-def test_the_log_grows_by_whole_lines(recipe):
-    folder = RunFolder.create(recipe)
-    folder.log([{"step": 1, "sample": "é.png"}, {"step": 1, "sample": "b.png"}])
-    folder.log([{"step": 2, "sample": "c.png"}])
-    lines = folder.log_path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["sample"] for line in lines] == ["é.png", "b.png", "c.png"]
-    folder.log_path.unlink()
-    folder.log_path.mkdir()
-    with pytest.raises(U1Error, match=r"log\.jsonl: cannot be written"):
-        folder.log([{}])
+def test_a_disk_that_does_not_take_the_recipe_is_left_without_a_folder(recipe, full_disk):
+    full_disk("recipe.yaml")
+    with pytest.raises(NoRoomError, match=r"recipe\.yaml: cannot be written \(No space left on device\)"):
+        RunFolder.create(recipe)
+    assert not Path(recipe.runtime.out_dir, "tiny").exists()
 
 
 def test_checkpoints_and_results_load_back_the_same(recipe, adapter, tmp_path):

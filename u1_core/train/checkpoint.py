@@ -90,10 +90,18 @@ def newest_state(folder: Path) -> State | None:
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
     """Delete checkpoints (states and the weights beside them) but the last few and those of every so manieth step."""
     steps = [step_of(path) for path in state_files(folder)]
-    gone = [step for step in steps[keep_last:] if not (keep_every and step % keep_every == 0)]
-    for step in gone:
-        for name in (f"state_{step:06}", f"step_{step:06}", f"step_{step:06}.full"):
-            (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    # Weights alone are what a run left that was killed before it had written their state.
+    alone = {step_of(path) for path in folder.glob("step_*.safetensors")} - set(steps)
+    old = [*steps[keep_last:], *(step for step in alone if step < steps[0])] if steps else []
+    for step in old:
+        if not (keep_every and step % keep_every == 0):
+            discard(folder, step)
+
+
+def discard(folder: Path, step: int) -> None:
+    """Delete all that there is of one step's checkpoint."""
+    for name in (f"state_{step:06}", f"step_{step:06}", f"step_{step:06}.full"):
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

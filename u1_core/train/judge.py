@@ -6,7 +6,7 @@ from typing import Any
 from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter
 from u1_core.session import Session
-from u1_core.train.loop import prepare
+from u1_core.train.loop import prepared
 from u1_core.train.recipe import Recipe
 from u1_core.train.validation import Validator, held_out, judged_by
 
@@ -16,11 +16,11 @@ def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) 
 
     Held-out pictures judge where the recipe holds any out. Raises U1Error if its data cannot be read any more.
     """
-    trainer = prepare(Job(lambda job: None), session, recipe)
-    kept_back = held_out(len(trainer.data.samples), recipe.validation, recipe.train.seed)
-    validator = Validator(recipe.validation, trainer.data.samples.turns, kept_back, recipe.train.seed)
     shares = {}
-    for name, adapter in adapters.items():
-        found = validator.look(trainer, adapter.to(session.device))
-        shares[name] = found[judged_by(found)]["x0"]
+    with prepared(Job(lambda job: None), session, recipe) as trainer:
+        kept_back = held_out(len(trainer.data.samples), recipe.validation, recipe.train.seed)
+        validator = Validator(recipe.validation, trainer.data.samples.turns, kept_back, recipe.train.seed)
+        for name, adapter in adapters.items():
+            found = validator.look(trainer, adapter.to(session.device))
+            shares[name] = found[judged_by(found)]["x0"]
     return shares

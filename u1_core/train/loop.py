@@ -1,7 +1,7 @@
 """A run from a recipe to its files: check everything, prepare, step, save. It is the work of a `Job`."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
 from u1_core.model.views import Generation
 from u1_core.session import Session
-from u1_core.train.checkpoint import State, newest_state, prune, write_state
+from u1_core.train.checkpoint import State, discard, newest_state, prune, write_state
 from u1_core.train.control import Control, alive
 from u1_core.train.hooks import standard_hooks
+from u1_core.train.journal import Journal
 from u1_core.train.manifest import data_hashes, fingerprint, write_manifest
 from u1_core.train.optimizers import make_optimizer, parameter_groups, resolve_optimizer
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
@@ -33,9 +34,13 @@ from u1_core.train.recipe_file import dump_recipe
 from u1_core.train.report import write_report
 from u1_core.train.resume import About, check_space, refuse_changes
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path, without_paths
-from u1_core.train.step import Trainer, TrainingSet
+from u1_core.train.step import Record, Trainer, TrainingSet
 from u1_core.train.validation import held_out
 from u1_core.weights.gguf_file import refuse_training_on_quantised
+from u1_core.weights.write import NoRoomError
+
+ROOM_POLL_S = 5.0
+"""How long a run that is done waits between two attempts to write its results on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,12 @@ def train(
     if not folder:
         free_run_path(recipe)
     # The thread may be anyone's: training needs gradients whatever it has been used for.
-    with torch.inference_mode(False), torch.enable_grad(), _deterministic(recipe.runtime.deterministic):
-        trainer = prepare(job, session, recipe)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _deterministic(recipe.runtime.deterministic),
+        prepared(job, session, recipe) as trainer,
+    ):
         if not job.go_on():
             return None
         hashes = data_hashes(trainer.data.samples)
@@ -88,13 +97,12 @@ def train(
         state = newest_state(folder.checkpoints) if folder else None
         if state and resume != "anyway":
             refuse_changes(folder.path, state, about)
-        if message := check_space(recipe, trainer):
-            job.emit("warning", message=message)
+        tight = check_space(recipe, trainer)
         folder = folder or RunFolder.create(recipe)
         write_manifest(folder.path / "manifest.json", session, hashes, recipe.train.optimizer)
         begun(trainer, folder.path)
         with Control(folder.path, job) as control:
-            return _Run(job, session, trainer, folder, about, control).go(state)
+            return _Run(job, session, trainer, folder, about, control).go(state, tight)
 
 
 class _Run:
@@ -106,13 +114,16 @@ class _Run:
         self._job, self._session, self._trainer, self._folder = job, session, trainer, folder
         self._about, self._control = about, control
         self._settings = trainer.recipe.train
+        self._journal = Journal(folder.log_path, self._warn)
         self._hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
         self._step, self._looked = 0, False
         self._saved_at, self._saved, self._saved_time = 0, Saved(None, None), time.monotonic()
 
-    def go(self, state: State | None) -> Outcome:
-        """From `state`, or from the start, to the end or until told to stop."""
-        self._folder.cut_log(state.log_bytes if state else 0)
+    def go(self, state: State | None, warning: str = "") -> Outcome:
+        """From `state`, or from the start, to the end or until told to stop. `warning` is told first."""
+        self._journal.cut(state.log_bytes if state else 0)
+        if warning:
+            self._warn(warning)
         if state:
             self._return_to(state)
             self._job.emit("resumed_from", step=self._step)
@@ -125,7 +136,7 @@ class _Run:
                 self._save()
             raise
         if self._step == self._settings.steps:
-            self._finish()
+            self._when_there_is_room(self._finish)
         elif self._saved_at < self._step:
             self._save()
         return Outcome(self._folder.path, self._step, self._saved)
@@ -137,7 +148,7 @@ class _Run:
             with self._session.lease:
                 records = self._trainer.step(self._step + 1)
             self._step, self._looked = self._step + 1, False
-            self._folder.log(records)
+            self._log(records)
             means = {key: sum(record[key] for record in records) / len(records) for key in ("loss", "x0_mse", "v_mse")}
             self._job.emit("step", steps=self._settings.steps, **{**records[-1], **means})
             if self._trainer.guard.exhausted:
@@ -168,7 +179,7 @@ class _Run:
                 found = {"failed": f"{problem}" if isinstance(problem, U1Error) else repr(problem)}
             if hook.name == "preview":
                 self._control.preview_asked.clear()
-            self._folder.log([{"event": hook.name, "step": self._step, **found}])
+            self._log([{"event": hook.name, "step": self._step, **found}])
             self._job.emit(hook.name, step=self._step, **found)
         self._looked = True
 
@@ -181,13 +192,16 @@ class _Run:
                 "was stopped; its last checkpoint is sound. Lower train.lr"
             )
         gone, rollbacks = self._step, guard.rollbacks + 1
-        self._folder.cut_log(state.log_bytes)
+        self._journal.cut(state.log_bytes)
         self._return_to(state)
         guard.rollbacks, guard.skipped = rollbacks, 0
         told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": guard.lr_scale}
-        self._folder.log([{"event": "rollback", **told}])
+        self._log([{"event": "rollback", **told}])
         self._job.emit("rollback", **told)
-        self._write_state()
+        try:
+            self._write_state()
+        except U1Error as problem:
+            self._warn(f"not saved that the run went back: {problem}")
 
     def _return_to(self, state: State) -> None:
         self._trainer.restore(state.weights, state.ema, state.optimizer, state.guard)
@@ -201,7 +215,8 @@ class _Run:
             self._saved = self._folder.save_checkpoint(self._trainer.weights_to_use(), self._step)
             self._write_state()
         except U1Error as problem:
-            self._job.emit("warning", message=f"no checkpoint at step {self._step}: {problem}")
+            discard(self._folder.checkpoints, self._step)
+            self._warn(f"no checkpoint at step {self._step}: {problem}")
             return
         prune(self._folder.checkpoints, self._settings.keep_last, self._settings.keep_every)
         self._job.emit("checkpoint", step=self._step, file=str(self._saved.loadable))
@@ -212,7 +227,7 @@ class _Run:
         state = State(
             step=self._step,
             looked=self._looked,
-            log_bytes=self._folder.log_bytes(),
+            log_bytes=self._journal.n_bytes(),
             guard=trainer.guard.state(),
             weights=trainer.parameters,
             ema=trainer.ema,
@@ -221,6 +236,28 @@ class _Run:
         )
         write_state(self._folder.checkpoints / f"state_{self._step:06}.safetensors", state)
         self._saved_at, self._saved_time = self._step, time.monotonic()
+
+    def _log(self, records: Iterable[Record]) -> None:
+        self._journal.append(records)
+
+    def _warn(self, message: str) -> None:
+        """Tell of what does not end the run: those who watch it, and its log."""
+        self._job.emit("warning", message=message)
+        self._log([{"event": "warning", "step": self._step, "message": message}])
+
+    def _when_there_is_room(self, write: Callable[[], None]) -> None:
+        """`write`; on a full disk again and again until it has been done. Raises NoRoomError if told to stop."""
+        told = False
+        while True:
+            try:
+                return write()
+            except NoRoomError as problem:
+                if not self._job.go_on():
+                    raise
+                if not told:
+                    self._warn(f"{problem}; make room: the results wait in memory until there is")
+                told = True
+            time.sleep(ROOM_POLL_S)
 
     def _finish(self) -> None:
         """Write the results, and a state from which more steps can be trained."""
@@ -249,6 +286,16 @@ def _report(job: Job, folder: RunFolder) -> None:
         write_report(folder.path)
     except Exception as problem:  # a page about the run is not worth the run
         job.emit("warning", message=f"the report could not be written: {problem}")
+
+
+@contextmanager
+def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
+    """As `prepare`; when the block ends, the threads that decode pictures are let go."""
+    trainer = prepare(job, session, recipe)
+    try:
+        yield trainer
+    finally:
+        trainer.data.pictures.close()
 
 
 def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:

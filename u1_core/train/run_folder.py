@@ -1,8 +1,6 @@
 """The folder of a run: recipe, log, checkpoints, and at the end the results. Nothing in it is overwritten."""
 
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -51,10 +49,13 @@ class RunFolder:
             free_run_path(recipe)
         except OSError as problem:
             raise U1Error(f"{path}: cannot be made ({problem.strerror or problem})") from None
-        run = cls(path, recipe)
-        with replacing(path / "recipe.yaml") as file:
-            file.write(dump_recipe(recipe).encode("utf-8"))
-        return run
+        try:
+            with replacing(path / "recipe.yaml") as file:
+                file.write(dump_recipe(recipe).encode("utf-8"))
+        except U1Error:
+            path.rmdir()
+            raise
+        return cls(path, recipe)
 
     @classmethod
     def reopen(cls, recipe: Recipe) -> "RunFolder":
@@ -63,28 +64,6 @@ class RunFolder:
         if not (path / "recipe.yaml").is_file():
             raise U1Error(f"{path}: there is no run to resume; leave out --resume to begin one")
         return cls(path, recipe)
-
-    def log_bytes(self) -> int:
-        """The log's length, once the disk has it."""
-        if not self.log_path.is_file():
-            return 0
-        with self.log_path.open("rb+") as file:
-            os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
-
-    def cut_log(self, length: int) -> None:
-        """Take off what was logged since the log was so long."""
-        if self.log_path.is_file() and self.log_path.stat().st_size > length:
-            os.truncate(self.log_path, length)
-
-    def log(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append lines to log.jsonl. Raises U1Error if the disk will not take them."""
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        try:
-            with self.log_path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(lines)
-        except OSError as problem:
-            raise U1Error(f"{self.log_path}: cannot be written ({problem.strerror or problem})") from None
 
     def save_checkpoint(self, adapter: Adapter, step: int) -> Saved:
         """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""

@@ -1,5 +1,6 @@
 """Writing .safetensors files so that a reader never sees half of one, and nothing of the user's is lost."""
 
+import errno
 import json
 import math
 import os
@@ -23,11 +24,21 @@ SHARD_BYTES = 5_000_000_000
 """Where a checkpoint is cut into shards unless told otherwise."""
 
 
+class NoRoomError(U1Error):
+    """The disk is full, or the user's share of it is: the same can be written once there is room."""
+
+
+def cannot_write(path: Path, problem: OSError) -> U1Error:
+    """The error for a file that the disk did not take."""
+    kind = NoRoomError if problem.errno in (errno.ENOSPC, errno.EDQUOT) else U1Error
+    return kind(f"{path}: cannot be written ({problem.strerror or problem})")
+
+
 @contextmanager
 def replacing(path: Path, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write in `path`'s stead: it takes the name only when the block has ended well and the disk has it.
 
-    Raises U1Error if `path` is there and `overwrite` is false, or if it cannot be written.
+    Raises U1Error if `path` is there and `overwrite` is false, or if it cannot be written (NoRoomError on a full disk).
     """
     _refuse_existing(path, overwrite)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -39,7 +50,7 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[BinaryIO]:
         _refuse_existing(path, overwrite)
         os.replace(part, path)
     except OSError as problem:
-        raise U1Error(f"{path}: cannot be written ({problem.strerror or problem})") from None
+        raise cannot_write(path, problem) from None
     finally:
         if part.exists():
             part.unlink()
@@ -95,7 +106,7 @@ class SafetensorsWriter:
         try:
             self._shard_of[name].write(name, tensor, self._metadata)
         except OSError as problem:
-            raise U1Error(f"{self._target}: cannot be written ({problem.strerror or problem})") from None
+            raise cannot_write(self._target, problem) from None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
