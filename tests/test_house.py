@@ -17,7 +17,7 @@ MODULES = sorted(ENGINE.rglob("*.py"))
 OURS = [*MODULES, *sorted(ROOT.glob("nodes/*.py")), ROOT / "__init__.py"]
 
 STOREYS = (
-    ("errors", "lease"),
+    ("errors", "lease", "kernels"),
     ("model", "text", "jobs"),
     ("weights", "data", "released"),
     ("lora", "prefix", "plan"),
@@ -62,11 +62,13 @@ def test_the_engine_and_its_command_line_are_there_within_3_seconds():
 
 
 def test_no_module_pulls_in_transformers_or_comfyui_when_imported():
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+    imported_when_used = {path for path in ENGINE.glob("kernels/*.py") if "triton" in imported(path)}
+    paths = [path for path in MODULES if path not in imported_when_used]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     code = f"import importlib, sys; [importlib.import_module(name) for name in {names}]; print(*sys.modules)"
     loaded = {name.partition(".")[0] for name in fresh_interpreter(code).split()}
     assert "u1_core" in loaded
-    assert not loaded & {"transformers", "matplotlib", "pyarrow", "skimage", "gguf", *COMFYUI}
+    assert not loaded & {"transformers", "matplotlib", "pyarrow", "skimage", "gguf", "triton", *COMFYUI}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=by_name)
@@ -78,9 +80,9 @@ def test_arrows_point_down(path):
     assert not {name.partition(".")[0] for name in imported(path)} & NEVER_IMPORTED
 
 
-def test_the_model_is_functions_that_know_only_errors():
+def test_the_model_is_functions_that_know_only_errors_and_kernels():
     rooms = {name.split(".")[1] for path in ENGINE.glob("model/*.py") for name in imported(path) if "u1_core." in name}
-    assert rooms == {"model", "errors"}
+    assert rooms == {"model", "errors", "kernels"}
 
 
 @pytest.mark.parametrize("path", OURS, ids=by_name)

@@ -13,6 +13,11 @@ WIDTH, INNER, EXPERTS = 12, 20, 6
 MOE = MoeConfig(EXPERTS, 2, INNER, True)
 
 
+def block(x: torch.Tensor, weights: MlpWeights | MoeWeights, moe: MoeConfig | None, terms: dict) -> torch.Tensor:
+    """The block by itself: nothing came in beside it."""
+    return feed_forward(x, weights, moe, terms, torch.zeros_like(x))
+
+
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5
 
@@ -54,7 +59,7 @@ def test_swiglu(close):
     x, weights = randn(5, WIDTH, seed=9), MlpWeights(randn(2 * INNER, WIDTH), randn(WIDTH, INNER, seed=1))
     gate, up = x.double() @ weights.gate_up[:INNER].double().T, x.double() @ weights.gate_up[INNER:].double().T
     expected = (gate * torch.sigmoid(gate) * up) @ weights.down.double().T
-    assert close(feed_forward(x, weights, None, {}), expected)
+    assert close(block(x, weights, None, {}), expected)
 
 
 def test_swiglu_with_terms_equals_merged_weights(close):
@@ -62,8 +67,8 @@ def test_swiglu_with_terms_equals_merged_weights(close):
     gate, up, down = low_rank(INNER, WIDTH, 20), low_rank(INNER, WIDTH, 30), low_rank(WIDTH, INNER, 40)
     terms = {"mlp.gate_proj": (gate,), "mlp.up_proj": (up,), "mlp.down_proj": (down,)}
     gate_up = torch.cat([merged(weights.gate_up[:INNER], gate), merged(weights.gate_up[INNER:], up)])
-    expected = feed_forward(x, MlpWeights(gate_up, merged(weights.down, down)), None, {})
-    assert close(feed_forward(x, weights, None, terms), expected)
+    expected = block(x, MlpWeights(gate_up, merged(weights.down, down)), None, {})
+    assert close(block(x, weights, None, terms), expected)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -71,7 +76,7 @@ def test_swiglu_with_terms_equals_merged_weights(close):
 def test_mixture_equals_token_by_token(experts, close, normalise, per_token):
     moe = MoeConfig(EXPERTS, per_token, INNER, normalise)
     x = randn(11, WIDTH, seed=9)
-    assert close(feed_forward(x, experts, moe, {}), naive_mixture(x, experts, moe))
+    assert close(block(x, experts, moe, {}), naive_mixture(x, experts, moe))
 
 
 def test_mixture_with_terms_on_router_and_experts(experts, close):
@@ -90,7 +95,7 @@ def test_mixture_with_terms_on_router_and_experts(experts, close):
     gate_up[3] = torch.cat([merged(gate_up[3, :INNER], gate), merged(gate_up[3, INNER:], up)])
     down_all[1] = merged(down_all[1], down)
     whole = MoeWeights(merged(experts.router, router), gate_up, down_all)
-    ours = feed_forward(x, experts, MOE, terms)
+    ours = block(x, experts, MOE, terms)
     assert close(ours, naive_mixture(x, whole, MOE))
     assert not close(ours, naive_mixture(x, replace(whole, router=experts.router), MOE), 1e-3)
 
@@ -100,7 +105,7 @@ def test_gradients_reach_the_chosen_experts_and_the_router(experts):
     weights = MoeWeights(
         *(tensor.clone().requires_grad_(True) for tensor in (experts.router, experts.gate_up, experts.down))
     )
-    feed_forward(x, weights, MOE, {}).square().sum().backward()
+    block(x, weights, MOE, {}).square().sum().backward()
     chosen = set((x @ experts.router.T)[0].topk(2).indices.tolist())
     assert {e for e in range(EXPERTS) if weights.gate_up.grad[e].abs().sum() > 0} == chosen
     assert {e for e in range(EXPERTS) if weights.down.grad[e].abs().sum() > 0} == chosen
@@ -121,6 +126,6 @@ def test_routers_shares_are_rounded_once():
         best, chosen = F.linear(x, router).to(dtype).softmax(-1).topk(2)
         return torch.zeros(200, WIDTH).bfloat16().scatter(1, chosen, (best / best.sum(-1, keepdim=True)).bfloat16())
 
-    ours = feed_forward(x, MoeWeights(router, gate_up, down), MOE, {})
+    ours = block(x, MoeWeights(router, gate_up, down), MOE, {})
     assert torch.equal(ours, shares(torch.float32))
     assert not torch.equal(ours, shares(torch.bfloat16))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from u1_core.model.rope import frequencies, norm_and_rotate, rms_norm, rope_table
+from u1_core.model.rope import frequencies, norm_and_rotate, partners, rms_norm, rope_table
 
 
 def test_rms_norm_by_hand():
@@ -33,7 +33,13 @@ def test_table_splits_the_head_in_a_half_and_two_quarters(tiny):
     freq_hw = [1e4 ** (-2 * i / 4) for i in range(2)]
     angles = [5 * f for f in freq_t] * 2 + [2 * f for f in freq_hw] * 2 + [3 * f for f in freq_hw] * 2
     torch.testing.assert_close(cos.flatten(), torch.tensor(angles).cos())
-    torch.testing.assert_close(sin.flatten(), torch.tensor(angles).sin())
+    signs = torch.tensor([-1] * 4 + [1] * 4 + [-1] * 2 + [1] * 2 + [-1] * 2 + [1] * 2)
+    torch.testing.assert_close(sin.flatten(), signs * torch.tensor(angles).sin())
+
+
+def test_partners_are_half_a_part_away():
+    found = partners(16, torch.device("cpu"))
+    assert found.tolist() == [4, 5, 6, 7, 0, 1, 2, 3, 10, 11, 8, 9, 14, 15, 12, 13]
 
 
 def test_norm_and_rotate_equals_each_axis_by_itself(tiny, naive_turn, close):

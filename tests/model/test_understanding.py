@@ -119,7 +119,7 @@ def test_bf16_is_near_fp32(kind, tiny, close):
     low = tiny(kind, torch.bfloat16)
     ours, k, _ = understanding_pass(low.config, low.understanding, h.bfloat16(), positions, segments)
     assert ours.dtype == k.dtype == torch.bfloat16
-    assert close(ours, exact, 5e-2)
+    assert close(ours, exact, 0.1 if kind == "a3b" else 0.05)  # a token on the edge goes to another expert
 
 
 def test_grid_positions():

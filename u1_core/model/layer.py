@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.feed_forward import feed_forward
-from u1_core.model.linear import LowRankTerms, add_terms, linear
-from u1_core.model.rope import norm_and_rotate, rms_norm
+from u1_core.model.linear import LowRankTerms
+from u1_core.model.product import product
+from u1_core.model.recall import ONCE, RunOnce
+from u1_core.model.rope import rms_norm, turn_heads
 from u1_core.model.views import LayerWeights
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,31 +25,25 @@ def decoder_layer(
     rope: tuple[Tensor, Tensor],
     attention: Attention,
     terms: LowRankTerms,
+    recall: RunOnce = ONCE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention, then feed-forward, each on its norm and added to what came in.
 
-    h (N, width) of packed tokens; rope from `rope_table`; `attention` knows who sees whom. Returns h (N, width) and
-    this layer's K and V of the tokens, each (N, kv_heads, head_dim).
+    h (N, width) of packed tokens; rope from `rope_table`; `attention` knows who sees whom; `recall` what is kept for
+    another run. Returns h (N, width) and this layer's K and V of the tokens, each (N, kv_heads, head_dim).
     """
     eps = config.rms_norm_eps
-    x = rms_norm(h, weights.input_norm, eps)
-    q, k, v = _project_qkv(config, x, weights.qkv, terms)
-    q = norm_and_rotate(q, weights.q_norm, eps, rope)
-    k = norm_and_rotate(k, weights.k_norm, eps, rope)
-    h = h + linear(attention(q, k, v), weights.o, terms=terms.get("self_attn.o_proj", ()))
+    q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    rows = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
+    parts = [(count, terms.get(f"self_attn.{name}", ())) for name, count in rows.items()]
+    qkv = product(rms_norm(h, weights.input_norm, eps), weights.qkv, parts, recall=recall)
+    q, k, v = turn_heads(qkv, weights.q_norm, weights.k_norm, eps, rope, config.kv_heads)
+    with recall.attention():
+        seen = attention(q, k, v)
+    h = product(seen, weights.o, [(config.width, terms.get("self_attn.o_proj", ()))], residual=h, recall=recall)
     moe = config.moe_gen if tower == GENERATION else config.moe
-    h = h + feed_forward(rms_norm(h, weights.post_norm, eps), weights.mlp, moe, terms)
+    h = feed_forward(rms_norm(h, weights.post_norm, eps), weights.mlp, moe, terms, h, recall)
     return h, k, v
-
-
-def _project_qkv(config: U1Config, x: Tensor, qkv: Tensor, terms: LowRankTerms) -> list[Tensor]:
-    """q, k and v in one product: (N, width) -> three tensors (N, heads or kv_heads, head_dim)."""
-    widths = [config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim]
-    parts = F.linear(x, qkv).split(widths, dim=-1)
-    return [
-        add_terms(part, x, terms.get(f"self_attn.{name}", ())).unflatten(-1, (-1, config.head_dim))
-        for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True)
-    ]
 
 
 def grid_positions(t: Sequence[int], rows: int, columns: int, device: torch.device) -> Tensor:

@@ -26,14 +26,15 @@ class LowRank:
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        if self.dropout:
-            x = x * self._kept(x)
-        return F.linear(F.linear(x, down), up) * self.scale
+        return F.linear(F.linear(self.dropped(x), down), up) * self.scale
 
-    def _kept(self, x: Tensor) -> Tensor:
+    def dropped(self, x: Tensor) -> Tensor:
+        """`x` with that share of its numbers zeroed, the same for the same shape, and the others scaled up for it."""
+        if not self.dropout:
+            return x
         generator = torch.Generator(x.device).manual_seed(self.seed)
         kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
-        return kept.to(x.dtype) / (1.0 - self.dropout)
+        return x * (kept.to(x.dtype) / (1.0 - self.dropout))
 
 
 LowRankTerms = Mapping[str, Sequence[LowRank]]
@@ -57,16 +58,7 @@ class TowerTerms:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank] = ()) -> Tensor:
     """`x @ weight.T + bias` plus every low-rank term. (…, in_features) -> (…, out_features)."""
-    # The terms come first: a layer that is recomputed stops short of its last product, which backward does not need.
-    added = [term(x) for term in terms]
     y = F.linear(x, weight, bias)
-    for part in added:
-        y = y + part
-    return y
-
-
-def add_terms(y: Tensor, x: Tensor, terms: Sequence[LowRank]) -> Tensor:
-    """`y` plus what each term makes of `x`; for a product that several modules share."""
     for term in terms:
         y = y + term(x)
     return y

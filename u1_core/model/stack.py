@@ -5,23 +5,21 @@ differentiated once more each in reverse. Autograd never keeps a layer's weights
 rung of the ladder that the layer stands on, more, so that less is computed again.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from u1_core.model.config import U1Config
 from u1_core.model.layer import Attention, decoder_layer
 from u1_core.model.linear import LowRankTerms
+from u1_core.model.recall import ONCE, Recall, RunOnce
 from u1_core.model.views import LayerWeights, MoeWeights
 
 
@@ -33,7 +31,7 @@ class Keep(Enum):
     ATTENTION = "attention"
     """Also what the attention kernel gave, which is not run again."""
     PRODUCTS = "products"
-    """Also every product with the layer's weights; what lies between them and low-rank terms are computed again."""
+    """Also every product with the layer's weights, but for the last; what lies between them is computed again."""
     ALL = "all"
     """All that backward needs but the weights; nothing is computed again."""
 
@@ -98,29 +96,20 @@ def _run_layer(
     keep: Keep,
     h: Tensor,
 ) -> Tensor:
-    results = _Results()
-
-    def run(h: Tensor) -> Tensor:
+    def run(h: Tensor, recall: RunOnce = ONCE) -> Tensor:
         # Asked for inside: a second time, in backward, the layer may lie elsewhere.
-        weights = layers[index]
-        with _keeping(keep, results, layers, index, weights):
-            return decoder_layer(config, tower, weights, h, batch.rope, batch.attention(index), batch.terms[index])[0]
+        weights, attention = layers[index], batch.attention(index)
+        by_reference = keep is Keep.ALL and torch.is_grad_enabled()
+        with _ByReference(layers, index, weights) if by_reference else nullcontext():
+            return decoder_layer(config, tower, weights, h, batch.rope, attention, batch.terms[index], recall)[0]
 
     if keep is Keep.ALL or not torch.is_grad_enabled():
         return run(h)
+    recall = Recall(products=keep is Keep.PRODUCTS, attention=keep is not Keep.INPUT)
     # No dropout draws from the global generator, so its state need not be kept for the second time round.
-    return checkpoint(run, h, use_reentrant=False, preserve_rng_state=False)
-
-
-def _keeping(
-    keep: Keep, results: "_Results", layers: Sequence[LayerWeights], index: int, weights: LayerWeights
-) -> AbstractContextManager:
-    """What a layer runs in, the first time and again, for the sake of its rung."""
-    if keep is Keep.INPUT or not torch.is_grad_enabled():
-        return nullcontext()
-    if keep is Keep.ALL:
-        return _ByReference(layers, index, weights)
-    return _KeepResults(results, _kept_products(weights) if keep is Keep.PRODUCTS else [])
+    result = checkpoint(run, h, recall, use_reentrant=False, preserve_rng_state=False)
+    recall.next_run()
+    return result
 
 
 class _Together(torch.autograd.Function):
@@ -136,68 +125,6 @@ class _Together(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         return gradients
-
-
-_aten = torch.ops.aten
-_ATTENTION_KERNELS = frozenset(
-    {
-        _aten._scaled_dot_product_flash_attention.default,
-        _aten._scaled_dot_product_efficient_attention.default,
-        _aten._scaled_dot_product_cudnn_attention.default,
-        _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    }
-)
-
-
-@dataclass
-class _Results:
-    """What a layer's first run keeps for its second, in order."""
-
-    values: deque[Any] = field(default_factory=deque)
-    complete: bool = False
-
-
-class _KeepResults(TorchDispatchMode):
-    """Inside, what attention and the products with some weights give is kept; a second time it is handed out.
-
-    The second run does the same operations in the same order, so a queue is enough.
-    """
-
-    def __init__(self, results: _Results, weights: Sequence[tuple[int, int]]) -> None:
-        """`weights` are the addresses at which those weights lie in this run."""
-        super().__init__()
-        self._results, self._weights, self._again = results, weights, results.complete
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Compiled parts of a layer run compiled in here; PyTorch asks."""
-        return True
-
-    def __exit__(self, *problem: Any) -> None:
-        self._results.complete = True
-        super().__exit__(*problem)
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not self._keeps(op, args):
-            return op(*args, **(kwargs or {}))
-        if self._again:
-            return self._results.values.popleft()
-        result = op(*args, **(kwargs or {}))
-        self._results.values.append(tree_map_only(Tensor, Tensor.detach, result))
-        return result
-
-    def _keeps(self, op: Any, args: tuple) -> bool:
-        if op is _aten.mm.default:
-            return any(start <= args[1].data_ptr() < end for start, end in self._weights)
-        return op in _ATTENTION_KERNELS
-
-
-def _kept_products(weights: LayerWeights) -> list[tuple[int, int]]:
-    """Which products are worth keeping: all but an MLP's last, which backward does not need."""
-    fields = [weights.qkv, weights.o, weights.mlp.gate_up]
-    if isinstance(weights.mlp, MoeWeights):
-        fields += [weights.mlp.router, weights.mlp.down]
-    return [_range(field) for field in fields]
 
 
 class _ByReference(torch.autograd.graph.saved_tensors_hooks):
