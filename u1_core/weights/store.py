@@ -13,6 +13,7 @@ from u1_core.model.views import Generation, LayerWeights, Understanding
 from u1_core.weights.arena import Arena
 from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import BlockArena, QuantisedLayers
+from u1_core.weights.host_memory import pin_limit_bytes
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
 from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
@@ -119,7 +120,7 @@ class _Loader:
             self.total_bytes -= dequantised - sum(arena.layer_bytes(index) for index in streamed)
         else:
             arena = Arena(self.source.config, tower, streamed, self.dtype)
-        arena.fill(self.source, pin=self.device.type == "cuda", on_layer=self._count)
+        arena.fill(self.source, self.device.type == "cuda", pin_limit_bytes(), self._count)
         resident = {index: self._resident_layer(tower, index) for index in sorted(placement.resident)}
         return StreamedLayers(arena, resident, placement.slots, self.device)
 
