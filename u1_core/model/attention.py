@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from u1_core.kernels.attention import quickest
+
 KeysValues = Sequence[tuple[Tensor, Tensor]]
 """Earlier tokens of one layer: (K, V) pairs, each (tokens, kv_heads, head_dim)."""
 
@@ -60,7 +62,8 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     if not causal or n == 1:
-        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+        with quickest(q, k):
+            out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif n == m:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
