@@ -19,8 +19,7 @@ def main() -> None:
     device, config = torch.device(args.device), model_config(args)
     weights = random_generation(config, device, torch.bfloat16)
     rows = {"sampling, cfg 4": measure(sampling_step(config, weights, args.width, args.height), args, device)}
-    recipe = Recipe()
-    training = Training.create(config, weights, recipe.lora.preset, recipe.unfreeze)
+    training = Training.create(config, weights, Recipe())
     turns, kept = training.passes(1, args.width, args.height, device), ladder(config.layers, recompute=True)
     rows["training, batch 1"] = measure(lambda: training.step(weights, turns, kept), args, device)
     print(f"{machine(device)}, {args.width}x{args.height}, prefix of {PREFIX_TOKENS} tokens; {training.about}")

@@ -16,6 +16,7 @@ from work import Training, machine, model_config, parser
 from u1_core.model.config import GENERATION
 from u1_core.model.stack import Keep
 from u1_core.model.views import Generation
+from u1_core.train.recipe import Recipe
 from u1_core.weights.arena import Arena
 from u1_core.weights.copies import CudaCopies
 from u1_core.weights.layout import layer_views
@@ -63,7 +64,7 @@ def main() -> None:
     pageable.fill(source)
     resident = [layer_views(config, GENERATION, i, arena.layer(i).to(device)) for i in range(config.layers)]
     plain = replace(ends, layers=resident)
-    training = Training.create(config, ends, "attn_mlp", [])
+    training = Training.create(config, ends, replace(Recipe(), unfreeze=[]))
     for module in training.adapter.modules.values():
         torch.nn.init.normal_(module.up.data, std=0.01)  # at zero, half of the gradients would be
     turns = training.passes(2, args.width, args.height, device)

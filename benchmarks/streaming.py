@@ -75,9 +75,9 @@ def measure_placement(
     config: U1Config, weights: Generation, args: Namespace, everything: bool
 ) -> Iterator[tuple[str, Row]]:
     """Sampling, then training, so that the first does not hold what is trained."""
-    device, recipe = weights.norm.device, Recipe()
+    device = weights.norm.device
     yield "sampling, cfg 4", measure(sampling_step(config, weights, args.width, args.height), args, device)
-    training = Training.create(config, weights, recipe.lora.preset, recipe.unfreeze)
+    training = Training.create(config, weights, Recipe())
     for work, step in training_steps(config, weights, training, args, everything):
         yield work, measure(step, args, device)
 

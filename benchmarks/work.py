@@ -23,11 +23,11 @@ from u1_core.sample.euler import denoise
 from u1_core.sample.guidance import Branch, Guidance
 from u1_core.sample.schedule import sampling_timesteps
 from u1_core.train.objective import flow_loss
-from u1_core.train.optimizers import make_optimizer
+from u1_core.train.optimizers import make_optimizer, parameter_groups
+from u1_core.train.recipe import Recipe
 
 PREFIX_TOKENS = 279
 UNCONDITIONAL_TOKENS = 9
-LEARNING_RATE = 5e-5
 
 Row = dict[str, Any]
 
@@ -79,18 +79,18 @@ class Training:
 
     config: U1Config
     adapter: Adapter
-    full: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     about: str
 
     @classmethod
-    def create(cls, config: U1Config, weights: Generation, preset: str, unfreeze: Sequence[str]) -> "Training":
+    def create(cls, config: U1Config, weights: Generation, recipe: Recipe) -> "Training":
         device = weights.norm.device
-        adapter = Adapter.create(plan_lora(config, preset), seed=0, device=device)
-        full = {name: weights.modules[name].float().requires_grad_() for name in select_unfrozen(config, unfreeze)}
-        parameters = [*adapter.parameters(), *full.values()]
-        optimizer, line = make_optimizer("auto", parameters, LEARNING_RATE, device)
-        return cls(config, adapter, full, optimizer, f"{sum(p.numel() for p in parameters):,} trainable, {line}")
+        adapter = Adapter.create(plan_lora(config, recipe.lora.preset), seed=0, device=device)
+        names = select_unfrozen(config, recipe.unfreeze)
+        adapter.full = {name: weights.modules[name].float().requires_grad_() for name in names}
+        optimizer, line = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
+        trained = [*adapter.parameters(), *adapter.full.values()]
+        return cls(config, adapter, optimizer, f"{sum(p.numel() for p in trained):,} trainable, {line}")
 
     def passes(self, count: int, width: int, height: int, device: torch.device) -> list[tuple[Pass, Tensor]]:
         """Turns of `count` pictures, each with the picture it is a noisy version of."""
@@ -109,7 +109,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def add_gradients(self, weights: Generation, turns: Sequence[tuple[Pass, Tensor]], kept: Sequence[Keep]) -> None:
-        cast = {name: tensor.to(torch.bfloat16) for name, tensor in self.full.items()}
+        cast = {name: tensor.to(torch.bfloat16) for name, tensor in self.adapter.full.items()}
         trained = replace(weights, modules={**weights.modules, **cast})
         terms = tower_terms(self.config, [self.adapter], GENERATION)
         passes = [replace(each, terms=terms) for each, _ in turns]

@@ -34,11 +34,10 @@ def agree(kernel, plain, dtype):
         assert ours.shape == theirs.shape
         if dtype == torch.float32:
             torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
-        elif ours.is_cuda:
-            torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-8)
-            assert (ours != theirs).float().mean() < 0.02
         else:
-            assert (ours - theirs).float().norm() / theirs.float().norm() < 2e-2
+            rounded = ours.is_cuda
+            assert not rounded or (ours != theirs).float().mean() < 0.02
+            assert (ours - theirs).float().norm() / theirs.float().norm() < (2e-3 if rounded else 2e-2)
 
 
 @pytest.mark.parametrize("width", [40, 64])

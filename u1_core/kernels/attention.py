@@ -1,5 +1,6 @@
 """Which of PyTorch's attention kernels is quickest on this card: each tried once, on a picture of 1536 x 1536."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -36,7 +37,9 @@ def backends(
         found = []
         for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
             try:
-                found.append((backend, _seconds(backend, inputs, backward)))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a kernel that is refused, PyTorch gives every reason
+                    found.append((backend, _seconds(backend, inputs, backward)))
             except RuntimeError:  # not on this card, not in this build, or not for these heads
                 continue
     found.sort(key=lambda each: each[1])
