@@ -50,5 +50,5 @@ def embed_picture(config: U1Config, weights: Understanding, patches: Tensor) -> 
 
 
 def logits(weights: Understanding, hidden: Tensor) -> Tensor:
-    """Hidden states after the final norm (…, width) -> logits (…, vocabulary), fp32."""
-    return F.linear(hidden, weights.lm_head).float()
+    """Hidden states after the final norm (…, width) -> logits (…, vocabulary), fp32. lm_head may lie elsewhere."""
+    return F.linear(hidden, weights.lm_head.to(hidden.device)).float()

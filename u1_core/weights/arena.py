@@ -15,6 +15,7 @@ from torch import Tensor
 from u1_core.model.config import U1Config
 from u1_core.model.views import LayerWeights
 from u1_core.weights.layout import layer_bytes, layer_slices, layer_views
+from u1_core.weights.reading import read_places
 from u1_core.weights.source import TensorSource
 
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every CUDA context of the process
@@ -101,8 +102,7 @@ class Arena:
         return layer_views(self.config, self.tower, index, flat)
 
     def _read(self, source: TensorSource, index: int, flat: Tensor) -> None:
-        for name, place in layer_slices(self.config, self.tower, index, self.weights(index, flat)):
-            source.read_into(name, place)
+        read_places(source, layer_slices(self.config, self.tower, index, self.weights(index, flat)))
 
     def _pin(self, index: int) -> bool:
         flat = self.layer(index)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from u1_core.model.views import LayerWeights
 from u1_core.weights.layout import layer_bytes, layer_slices, layer_views
+from u1_core.weights.reading import read_places
 from u1_core.weights.source import TensorSource
 
 
@@ -20,7 +21,7 @@ class LayersOnDisk(Sequence[LayerWeights]):
 
     def __init__(self, source: TensorSource, tower: str, device: str | torch.device, dtype: torch.dtype) -> None:
         self._source, self._tower, self._device, self._dtype = source, tower, device, dtype
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="u1-reading")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="u1-reading-ahead")
         self._next: tuple[int, Future[Tensor]] | None = None
         self._spare: Tensor | None = None
 
@@ -59,6 +60,5 @@ class LayersOnDisk(Sequence[LayerWeights]):
         if place is None or len(place) != elements:
             place = torch.empty(elements, dtype=self._dtype)
         views = layer_views(self._source.config, self._tower, index, place)
-        for name, view in layer_slices(self._source.config, self._tower, index, views):
-            self._source.read_into(name, view)
+        read_places(self._source, layer_slices(self._source.config, self._tower, index, views))
         return place

@@ -17,6 +17,7 @@ from u1_core.weights.host_memory import pin_limit_bytes
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
 from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
+from u1_core.weights.reading import read_places
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.source import TensorSource
 
@@ -28,16 +29,20 @@ Progress = Callable[[int, int], None]
 def load_understanding(
     source: TensorSource, device: Device, dtype: torch.dtype, resident: bool = True, progress: Progress | None = None
 ) -> Understanding:
-    """The understanding tower. Not resident: layers come when asked for, and embed_tokens stays on the CPU."""
+    """The understanding tower. Not resident: layers come when asked for, and embed_tokens stays on the CPU.
+
+    So does lm_head of a tower that is read from its file: who only builds prompts does not need it.
+    """
     names = [name for name in tensor_shapes(source.config) if name.startswith("vision_model.")]
     loader = _Loader(source, torch.device(device), dtype, progress)
-    ends = ["language_model.model.norm.weight", LM_HEAD, *names]
-    loader.expect(UNDERSTANDING, resident, ends + [EMBED_TOKENS] * resident)
+    ends = ["language_model.model.norm.weight", *names]
+    head_here = resident or isinstance(source, GgufSource)
+    loader.expect(UNDERSTANDING, resident, ends + [EMBED_TOKENS] * resident + [LM_HEAD] * head_here)
     return Understanding(
         layers=loader.layers(UNDERSTANDING, resident),
         norm=loader.tensor("language_model.model.norm.weight"),
-        embed_tokens=loader.tensor(EMBED_TOKENS) if resident else source.read(EMBED_TOKENS).to(dtype),
-        lm_head=loader.tensor(LM_HEAD),
+        embed_tokens=loader.tensor(EMBED_TOKENS) if resident else loader.mapped(EMBED_TOKENS),
+        lm_head=loader.tensor(LM_HEAD) if head_here else loader.mapped(LM_HEAD),
         vision={name: loader.tensor(name) for name in names},
     )
 
@@ -72,8 +77,7 @@ def load_generation(
 def load_layer(source: TensorSource, tower: str, index: int, device: Device, dtype: torch.dtype) -> LayerBuffer:
     """One layer, in a buffer of its own. Every tensor is rounded to `dtype` once, on its way into its place."""
     layer = allocate_layer(source.config, tower, index, dtype, device)
-    for name, place in layer_slices(source.config, tower, index, layer.weights):
-        source.read_into(name, place)
+    read_places(source, layer_slices(source.config, tower, index, layer.weights))
     return layer
 
 
@@ -104,6 +108,10 @@ class _Loader:
         self.source.read_into(name, tensor)
         self._count(tensor.nbytes)
         return tensor
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor on the CPU, of which only what is touched is read, if the file has it in our dtype."""
+        return self.source.read(name).to(self.dtype)
 
     def layers(self, tower: str, resident: bool) -> Sequence[LayerWeights]:
         if not resident and isinstance(self.source, GgufSource):
