@@ -45,8 +45,8 @@ class Control:
         self._tell("failed" if kind else "finished" if done else "stopped", **({"reason": str(error)} if kind else {}))
 
     def _hear(self, event: Event) -> None:
-        if event.kind == "step":
-            self._facts |= {key: event.data[key] for key in ("step", "steps", "loss")}
+        if event.kind in ("step", "resumed_from"):
+            self._facts |= {key: event.data[key] for key in ("step", "steps", "loss") if key in event.data}
 
     def _watch(self) -> None:
         while not self._over.wait(POLL_S):

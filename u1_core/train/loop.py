@@ -1,7 +1,7 @@
 """A run from a recipe to its files: check everything, prepare, step, save. It is the work of a `Job`."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,11 +21,13 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
 from u1_core.model.views import Generation
 from u1_core.session import Session
+from u1_core.train.board import Board
 from u1_core.train.checkpoint import State, discard, newest_state, prune, write_state
 from u1_core.train.control import Control, alive
+from u1_core.train.file_hashes import HASHES, FileHashes
 from u1_core.train.hooks import standard_hooks
 from u1_core.train.journal import Journal
-from u1_core.train.manifest import data_hashes, fingerprint, write_manifest
+from u1_core.train.manifest import Manifest, data_hashes, fingerprint
 from u1_core.train.optimizers import make_optimizer, parameter_groups, resolve_optimizer
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.previews import preview_settings
@@ -33,7 +35,7 @@ from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
 from u1_core.train.report import write_report
 from u1_core.train.resume import About, check_space, refuse_changes
-from u1_core.train.run_folder import RunFolder, Saved, free_run_path, without_paths
+from u1_core.train.run_folder import RunFolder, Saved, free_run_path, run_path, without_paths
 from u1_core.train.step import Record, Trainer, TrainingSet
 from u1_core.train.validation import held_out
 from u1_core.weights.gguf_file import refuse_training_on_quantised
@@ -92,29 +94,38 @@ def train(
     ):
         if not job.go_on():
             return None
-        hashes = data_hashes(trainer.data.samples)
+        files = FileHashes(run_path(recipe).with_name(HASHES))
+        hashes = data_hashes(trainer.data.samples, files)
         about = About(dump_recipe(without_paths(recipe)), fingerprint(hashes), session.snapshot.fingerprint())
         state = newest_state(folder.checkpoints) if folder else None
         if state and resume != "anyway":
             refuse_changes(folder.path, state, about)
         tight = check_space(recipe, trainer)
         folder = folder or RunFolder.create(recipe)
-        write_manifest(folder.path / "manifest.json", session, hashes, recipe.train.optimizer)
+        manifest = Manifest(folder.path / "manifest.json", session, files, hashes, recipe.train.optimizer)
         begun(trainer, folder.path)
         with Control(folder.path, job) as control:
-            return _Run(job, session, trainer, folder, about, control).go(state, tight)
+            return _Run(job, session, trainer, folder, about, control, manifest).go(state, tight)
 
 
 class _Run:
     """The steps of a run, and its saving."""
 
     def __init__(
-        self, job: Job, session: Session, trainer: Trainer, folder: RunFolder, about: About, control: Control
+        self,
+        job: Job,
+        session: Session,
+        trainer: Trainer,
+        folder: RunFolder,
+        about: About,
+        control: Control,
+        manifest: Manifest,
     ) -> None:
         self._job, self._session, self._trainer, self._folder = job, session, trainer, folder
-        self._about, self._control = about, control
+        self._about, self._control, self._manifest = about, control, manifest
         self._settings = trainer.recipe.train
         self._journal = Journal(folder.log_path, self._warn)
+        self._board = Board(folder.board if trainer.recipe.runtime.tensorboard else None, self._warn)
         self._hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
         self._step, self._looked = 0, False
         self._saved_at, self._saved, self._saved_time = 0, Saved(None, None), time.monotonic()
@@ -126,7 +137,8 @@ class _Run:
             self._warn(warning)
         if state:
             self._return_to(state)
-            self._job.emit("resumed_from", step=self._step)
+            self._job.emit("resumed_from", step=self._step, steps=self._settings.steps)
+        self._board.begin(self._step)
         try:
             self._steps()
         except DivergedError:
@@ -135,6 +147,8 @@ class _Run:
             if self._saved_at < self._step and not self._trainer.updating:
                 self._save()
             raise
+        finally:
+            self._board.close()
         if self._step == self._settings.steps:
             self._when_there_is_room(self._finish)
         elif self._saved_at < self._step:
@@ -196,6 +210,7 @@ class _Run:
         self._return_to(state)
         guard.rollbacks, guard.skipped = rollbacks, 0
         told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": guard.lr_scale}
+        self._board.begin(self._step)
         self._log([{"event": "rollback", **told}])
         self._job.emit("rollback", **told)
         try:
@@ -237,8 +252,9 @@ class _Run:
         write_state(self._folder.checkpoints / f"state_{self._step:06}.safetensors", state)
         self._saved_at, self._saved_time = self._step, time.monotonic()
 
-    def _log(self, records: Iterable[Record]) -> None:
+    def _log(self, records: Sequence[Record]) -> None:
         self._journal.append(records)
+        self._board.add(records)
 
     def _warn(self, message: str) -> None:
         """Tell of what does not end the run: those who watch it, and its log."""
@@ -262,6 +278,7 @@ class _Run:
     def _finish(self) -> None:
         """Write the results, and a state from which more steps can be trained."""
         pictures = len(set(self._trainer.data.samples.turns))
+        self._manifest.finish()
         self._saved = self._folder.save_results(self._trainer.weights_to_use(), self._step, pictures)
         self._write_state()
         prune(self._folder.checkpoints, self._settings.keep_last, self._settings.keep_every)

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 
 from u1_core import __version__
 from u1_core.data.dataset import Dataset, FolderDataset
+from u1_core.errors import U1Error
 from u1_core.session import Session
+from u1_core.train.file_hashes import FileHashes
 from u1_core.weights.write import replacing
 
 PACKAGES = ("torch", "safetensors", "transformers", "tokenizers", "pillow", "numpy", "pyyaml", "bitsandbytes")
-_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
-def data_hashes(dataset: Dataset) -> dict[str, str]:
+def data_hashes(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
     """File -> SHA-256: of the pictures, captions and masks of a folder, or of the files of a table."""
     if isinstance(dataset, FolderDataset):
         files = {
@@ -28,7 +29,7 @@ def data_hashes(dataset: Dataset) -> dict[str, str]:
     else:
         files = {path for path in (dataset.source, *dataset.source.rglob("*")) if path.is_file()}
     root = dataset.source if dataset.source.is_dir() else dataset.source.parent
-    return {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(files)}
+    return {path.relative_to(root).as_posix(): hashes.of(path) for path in sorted(files)}
 
 
 def fingerprint(hashes: dict[str, str]) -> str:
@@ -36,29 +37,61 @@ def fingerprint(hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_manifest(path: Path, session: Session, hashes: dict[str, str], optimizer: str) -> None:
-    """Write manifest.json. A model file's SHA-256 is told where the hub's cache knows it; `fingerprint` is of samples
-    of all files, as reading 35 GB would keep the run waiting."""
-    cuda = session.device.type == "cuda"
-    files = sorted({entry.file for entry in session.snapshot.tensors.values()})
-    facts: dict[str, Any] = {
-        "versions": {"u1_core": __version__, "python": platform.python_version(), **_packages()},
-        "hardware": {
-            "system": platform.platform(),
-            "device": torch.cuda.get_device_name(session.device) if cuda else platform.processor() or "cpu",
-            "device_bytes": torch.cuda.get_device_properties(session.device).total_memory if cuda else None,
-            "threads": torch.get_num_threads(),
-        },
-        "model": {
-            "kind": session.config.kind,
-            "fingerprint": session.snapshot.fingerprint(),
-            "files": {file.name: {"bytes": file.stat().st_size, "sha256": _known_sha256(file)} for file in files},
-        },
-        "optimizer": optimizer,
-        "data": {"fingerprint": fingerprint(hashes), "files": hashes},
+class Manifest:
+    """manifest.json of a run. It is there from the start; the model's files are hashed while the run trains."""
+
+    def __init__(self, path: Path, session: Session, hashes: FileHashes, data: dict[str, str], optimizer: str) -> None:
+        """Write it with the hashes that are at hand, and begin to read what else there is to hash."""
+        self._path, self._hashes = path, hashes
+        self._files = sorted({entry.file for entry in session.snapshot.tensors.values()})
+        self._facts: dict[str, Any] = {
+            "versions": {"u1_core": __version__, "python": platform.python_version(), **_packages()},
+            "hardware": _hardware(session.device),
+            "model": {
+                "kind": session.config.kind,
+                "fingerprint": session.snapshot.fingerprint(),
+                "files": {
+                    file.name: {"bytes": file.stat().st_size, "sha256": hashes.at_hand(file)} for file in self._files
+                },
+            },
+            "optimizer": optimizer,
+            "data": {"fingerprint": fingerprint(data), "files": data},
+        }
+        self._write()
+        self._thread = threading.Thread(target=self._hash_files, name="u1-hashes", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until every file has been hashed, and write it with all of them. Raises U1Error if the disk refuses."""
+        self._thread.join()
+        self._write()
+
+    def _hash_files(self) -> None:
+        for file in self._files:
+            told = self._facts["model"]["files"][file.name]
+            try:
+                told["sha256"] = self._hashes.of(file)
+            except U1Error as problem:
+                told["not_hashed"] = str(problem)
+        try:
+            self._write()
+        except U1Error:  # `finish` tries again
+            return
+
+    def _write(self) -> None:
+        self._hashes.save()
+        with replacing(self._path, overwrite=True) as file:
+            file.write(json.dumps(self._facts, indent=1, ensure_ascii=False).encode("utf-8"))
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    return {
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
+        "device_bytes": torch.cuda.get_device_properties(device).total_memory if cuda else None,
+        "threads": torch.get_num_threads(),
     }
-    with replacing(path, overwrite=True) as file:
-        file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8"))
 
 
 def _packages() -> dict[str, str]:
@@ -69,17 +102,3 @@ def _packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _known_sha256(file: Path) -> str | None:
-    """The hub's cache names a file's content by its hash."""
-    name = file.resolve().name
-    return name if _BLOB.fullmatch(name) else None

@@ -195,6 +195,9 @@ class Runtime(Section):
         "layers",
         free=True,
     )
+    tensorboard: bool = setting(
+        False, "write the log's numbers for TensorBoard, too, into tensorboard/ in the run", SWITCH, free=True
+    )
     deterministic: bool = setting(
         False, "the same bits each time on the same card, at some cost in speed; a CPU's always are", SWITCH, free=True
     )

@@ -38,6 +38,7 @@ class RunFolder:
         self.checkpoints = Path(chosen) if chosen else path / "checkpoints"
         self.previews = path / "previews"
         self.log_path = path / "log.jsonl"
+        self.board = path / "tensorboard"
 
     @classmethod
     def create(cls, recipe: Recipe) -> "RunFolder":

@@ -40,7 +40,7 @@ class RunLog:
     @cached_property
     def steps(self) -> list[Record]:
         """A record for each step: means over its pictures of all that differs between them and is a number."""
-        return [_mean(list(group)) for _, group in groupby(self.pictures, key=lambda record: record["step"])]
+        return [mean_record(list(group)) for _, group in groupby(self.pictures, key=lambda record: record["step"])]
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """(step, value) wherever a step has that value and it is a number."""
@@ -86,7 +86,7 @@ def _lines(path: Path) -> list[Record]:
     return found
 
 
-def _mean(records: list[Record]) -> Record:
+def mean_record(records: Sequence[Record]) -> Record:
     """One record for the pictures of a step: numbers are means, anything else is the first's."""
     means = dict(records[0])
     for key, value in records[0].items():
