@@ -26,7 +26,7 @@ from u1_core.jobs import Job
 from u1_core.session import Session
 from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Data, Recipe, Runtime, Style, Train
-from u1_core.train.step import draw_turn
+from u1_core.train.turn import draw_turn
 from u1_core.weights.tiny import write_tiny_model
 
 SMALL = 200

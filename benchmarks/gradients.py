@@ -64,7 +64,7 @@ def main() -> None:
     pageable.fill(source)
     resident = [layer_views(config, GENERATION, i, arena.layer(i).to(device)) for i in range(config.layers)]
     plain = replace(ends, layers=resident)
-    training = Training.create(config, ends, replace(Recipe(), unfreeze=[]))
+    training = Training.create(config, ends, replace(Recipe(), unfreeze=()))
     for module in training.adapter.modules.values():
         torch.nn.init.normal_(module.up.data, std=0.01)  # at zero, half of the gradients would be
     turns = training.passes(2, args.width, args.height, device)

@@ -1,6 +1,7 @@
 """Which of PyTorch's attention kernels is quickest on this card: each tried once, on a picture of 1536 x 1536."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -29,8 +30,19 @@ def quickest(q: Tensor, k: Tensor) -> AbstractContextManager:
 def backends(
     device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, backward: bool
 ) -> tuple[tuple[SDPBackend, float], ...]:
-    """The kernels that work on this card, quickest first, with the seconds each took; with their backward if asked."""
-    with torch.inference_mode(False), torch.set_grad_enabled(backward):
+    """The kernels that work on this card, quickest first, with the seconds each took; with their backward if asked.
+
+    They are tried in a thread of their own: what is under way in this one, a layer that is to be computed again for
+    instance, would take what they save for its own.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(_try_all, device, dtype, heads, kv_heads, head_dim, backward).result()
+
+
+def _try_all(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, backward: bool
+) -> tuple[tuple[SDPBackend, float], ...]:
+    with torch.cuda.device(device), torch.set_grad_enabled(backward):
         q = torch.randn(1, QUERIES, heads, head_dim, device=device, dtype=dtype).transpose(1, 2)
         k, v = (torch.randn(1, KEYS, kv_heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(2))
         inputs = [x.requires_grad_(backward) for x in (q, k, v)]
