@@ -19,11 +19,12 @@ from u1_core.data.picture_cache import training_pictures
 from u1_core.jobs import Job
 from u1_core.model.views import KVChunk, PrefixKV
 from u1_core.text.sequence import Span, TokenSequence
-from u1_core.train.loop import prepare
+from u1_core.train.order import Order
 from u1_core.train.prefixes import KEPT_BLOCKS, CaptionKVs, CaptionPrefixes
+from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Train
 from u1_core.train.rng import BLOCK, WINDOW
-from u1_core.train.step import TrainingSet, draw_turn
+from u1_core.train.turn import MicroBatch, TrainingSet, draw_turn
 
 
 def with_data(recipe, **settings):
@@ -93,11 +94,12 @@ def test_a_mask_weighs_the_loss(session, recipe):
         Image.fromarray(mask).save(folder / f"{index}.mask.png")
     trainer = prepare(Job(print), session, with_data(recipe, masks="file"))
     turn = draw_turn(trainer.config, recipe.train, trainer.data, 0)
-    assert turn.weights.shape == (1, *turn.picture.shape[2:])
-    assert (turn.weights.min(), turn.weights.max()) == (0, 1)
-    x_pred = trainer.predict(turn).detach()
-    errors = (x_pred - turn.x0).square().mean(1)
-    expected = (errors * turn.weights).sum() / turn.weights.sum()
+    batch = MicroBatch.of([turn], torch.device("cpu"))
+    assert batch.weights.shape == (1, *turn.picture.shape[2:])
+    assert (batch.weights.min(), batch.weights.max()) == (0, 1)
+    x_pred = trainer.predict(batch).detach()
+    errors = (x_pred - batch.x0).square().mean(1)
+    expected = (errors * batch.weights).sum() / batch.weights.sum()
     (record,) = trainer.step(1)
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert record["x0_mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
@@ -153,7 +155,7 @@ def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, mon
     sequences = Sequences(rows)
     captions = CaptionKVs(sequences, build, torch.device("cpu"), 10**12)
     pictures = training_pictures(dataset, Framing(16 * 16, 8), budget_bytes=100 * 16 * 16 * 3, workers=2)
-    data = TrainingSet(dataset, pictures, CaptionPrefixes(captions, None))
+    data = TrainingSet(dataset, pictures, CaptionPrefixes(captions, None), Order(Train(), rows, None))
     draw = partial(draw_turn, tiny("u1").config, Train(), data)
     seen, held = set(), []
     for number in range(rows):

@@ -153,7 +153,7 @@ def test_tensors_alone_can_be_trained(session, recipe, run):
 
 
 def test_a_run_that_diverges_skips_goes_back_and_stops_with_the_reason(session, recipe, run, with_train, monkeypatch):
-    monkeypatch.setattr("u1_core.train.step.flow_loss", exploding_after(5))
+    monkeypatch.setattr("u1_core.train.step.flow_losses", exploding_after(5))
     job = run(session, with_train(recipe, steps=20, checkpoint_every=2, keep_last=2))
     assert (job.state, job.traceback) == ("failed", "")
     assert str(job.error).startswith("step 8: loss inf, gradient norm nan (sample ")
@@ -164,13 +164,13 @@ def test_a_run_that_diverges_skips_goes_back_and_stops_with_the_reason(session, 
 
 def exploding_after(step):
     """A loss that is infinite from that step on; a step takes it three times, once to train and twice for the log."""
-    from u1_core.train.objective import flow_loss
+    from u1_core.train.objective import flow_losses
 
     calls = []
 
     def loss(*args):
         calls.append(1)
-        return flow_loss(*args) * (math.inf if len(calls) > 3 * (step - 1) else 1.0)
+        return flow_losses(*args) * (math.inf if len(calls) > 3 * (step - 1) else 1.0)
 
     return loss
 

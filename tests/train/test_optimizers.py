@@ -7,8 +7,8 @@ import torch
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter, LoraModule
-from u1_core.train.loop import prepare
 from u1_core.train.optimizers import averaged_weights, make_optimizer, parameter_groups
+from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Train
 
 CPU = torch.device("cpu")

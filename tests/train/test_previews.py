@@ -11,7 +11,7 @@ from u1_core.jobs import Job
 from u1_core.lora.files import FULL_FILE, read_lora, write_full, write_lora
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.train import previews
-from u1_core.train.loop import prepare
+from u1_core.train.prepare import prepare
 from u1_core.train.previews import Previewer, preview_prompts, preview_settings
 
 

@@ -10,10 +10,11 @@ from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import write_lora
 from u1_core.lora.plan import FINAL_NORM, plan_lora
 from u1_core.session import Session
-from u1_core.train.loop import new_adapter, prepare
 from u1_core.train.objective import flow_loss
+from u1_core.train.prepare import new_adapter, prepare
 from u1_core.train.recipe import Lora
-from u1_core.train.step import draw_turn, with_trained_tensors
+from u1_core.train.step import with_trained_tensors
+from u1_core.train.turn import MicroBatch, clean, draw_turn
 
 
 @pytest.fixture
@@ -25,15 +26,23 @@ def draw(trainer, number, **settings):
     return draw_turn(trainer.config, replace(trainer.recipe.train, **settings), trainer.data, number)
 
 
+def noise_of(turn):
+    return (turn.z - turn.t * clean(turn.picture)) / (1 - turn.t)
+
+
+def predict(trainer, turn):
+    return trainer.predict(MicroBatch.of([turn], torch.device("cpu")))
+
+
 def test_a_turn_depends_on_seed_draw_and_sample_alone(trainer):
     first = draw(trainer, 7)
     draw(trainer, 3)
     torch.manual_seed(99)
     again = draw(trainer, 7)
     assert (first.sample, first.t, first.dropout_seed) == (again.sample, again.t, again.dropout_seed)
-    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.z, again.z)
     other = draw(trainer, 7 + len(trainer.data.samples) * 2)
-    assert not torch.equal(first.noise.flatten()[:9], other.noise.flatten()[:9])
+    assert not torch.equal(noise_of(first).flatten()[:9], noise_of(other).flatten()[:9])
 
 
 def test_a_turn_is_a_picture_in_its_range_with_noise_of_its_scale(trainer):
@@ -44,11 +53,13 @@ def test_a_turn_is_a_picture_in_its_range_with_noise_of_its_scale(trainer):
         assert turn.bucket == f"{width}x{height}"
         assert width * height <= 32 * 32
         scale = math.sqrt(width * height / 8**2 / 64)
-        assert turn.noise.std().item() == pytest.approx(scale, rel=4 / math.sqrt(2 * turn.noise.numel()))
-        assert turn.x0.min() >= -1
-        assert turn.x0.max() <= 1
-        torch.testing.assert_close(turn.z, turn.t * turn.x0 + (1 - turn.t) * turn.noise)
-        torch.testing.assert_close((turn.x0 + 1) * 127.5, turn.picture.float(), rtol=0, atol=1e-4)
+        noise = noise_of(turn)
+        assert noise.std().item() == pytest.approx(scale, rel=4 / math.sqrt(2 * noise.numel()))
+        assert abs(torch.corrcoef(torch.stack([noise.flatten(), clean(turn.picture).flatten()]))[0, 1]) < 0.1
+        x0 = MicroBatch.of([turn], torch.device("cpu")).x0
+        assert x0.min() >= -1
+        assert x0.max() <= 1
+        torch.testing.assert_close((x0 + 1) * 127.5, turn.picture.float(), rtol=0, atol=1e-4)
 
 
 def test_captions_are_dropped_as_often_as_the_recipe_says(session, recipe, with_train):
@@ -90,11 +101,12 @@ def test_a_record_tells_what_happened(session, recipe, with_train):
     trainer = prepare(Job(print), session, with_train(recipe, loss_type="v"))
     turn = draw(trainer, 0)
     with torch.no_grad():
-        x_pred = trainer.predict(turn)
+        x_pred = predict(trainer, turn)
     (record,) = trainer.step(1)
     assert record["step"] == 1
     assert record["loss"] == record["v_mse"]
-    assert record["x0_mse"] == pytest.approx(flow_loss("x0", x_pred, turn.x0, turn.z, turn.t, 0.05).item(), rel=1e-6)
+    x0_mse = flow_loss("x0", x_pred, clean(turn.picture), turn.z, turn.t, 0.05).item()
+    assert record["x0_mse"] == pytest.approx(x0_mse, rel=1e-6)
     assert record["v_mse"] == pytest.approx(record["x0_mse"] / max(1 - record["t"], 0.05) ** 2, rel=1e-4)
     assert (record["sample"], record["bucket"], record["dropped"]) == (turn.sample, turn.bucket, "")
     assert (record["t"], record["lr"], record["memory_bytes"]) == (turn.t.item(), 1e-3, None)
@@ -137,8 +149,8 @@ def test_dropout_of_a_lora_is_drawn_anew_for_each_turn(session, recipe):
         torch.nn.init.normal_(module.up.data, std=0.1, generator=torch.Generator().manual_seed(0))
     turn = draw(trainer, 0)
     with torch.no_grad():
-        first, again = trainer.predict(turn), trainer.predict(turn)
-        other = trainer.predict(replace(turn, dropout_seed=turn.dropout_seed + 1))
+        first, again = predict(trainer, turn), predict(trainer, turn)
+        other = predict(trainer, replace(turn, dropout_seed=turn.dropout_seed + 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -159,7 +171,7 @@ def test_an_upstream_lora_is_in_effect_and_stays_as_it_is(session, recipe, tmp_p
         trainer(upstream_lora_path=path, upstream_lora_skip=("fm_modules.fm_head",)),
     ]
     with torch.no_grad():
-        alone, whole, without_head = (each.predict(draw(each, 0)) for each in trainers)
+        alone, whole, without_head = (predict(each, draw(each, 0)) for each in trainers)
     assert (whole - alone).norm() > 0.01 * alone.norm()
     assert (without_head - alone).norm() > 0.01 * alone.norm()
     assert not torch.equal(whole, without_head)

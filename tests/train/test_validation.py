@@ -5,7 +5,7 @@ import torch
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
-from u1_core.train.loop import prepare
+from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Validation
 from u1_core.train.validation import Question, Validator, compare, errors, held_out
 

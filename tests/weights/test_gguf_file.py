@@ -13,7 +13,7 @@ import torch
 from u1_core.errors import U1Error
 from u1_core.model.config import EMBED_TOKENS, LM_HEAD, VISION_GEN, tensor_shapes
 from u1_core.session import Session
-from u1_core.train.loop import prepare
+from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Recipe
 from u1_core.weights.dequantise import FORMATS
 from u1_core.weights.gguf_file import GgufSource, refuse_training_on_quantised

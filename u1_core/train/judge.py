@@ -6,7 +6,7 @@ from typing import Any
 from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter
 from u1_core.session import Session
-from u1_core.train.loop import prepared
+from u1_core.train.prepare import prepared
 from u1_core.train.recipe import Recipe
 from u1_core.train.validation import Validator, held_out, judged_by
 

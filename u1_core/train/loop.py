@@ -3,23 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from u1_core.data.check import Rules, check_dataset, problems_of
-from u1_core.data.dataset import Dataset, open_dataset
-from u1_core.data.folder import refuse_problems
-from u1_core.data.framing import Framing
-from u1_core.data.picture_cache import PictureCache, training_pictures
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
-from u1_core.lora.adapter import Adapter
-from u1_core.lora.files import read_lora
-from u1_core.lora.full import with_full_tensors
-from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
-from u1_core.model.views import Generation
 from u1_core.session import Session
 from u1_core.train.board import Board
 from u1_core.train.checkpoint import State, discard, newest_state, prune, write_state
@@ -28,17 +18,15 @@ from u1_core.train.file_hashes import HASHES, FileHashes
 from u1_core.train.hooks import standard_hooks
 from u1_core.train.journal import Journal
 from u1_core.train.manifest import Manifest, data_hashes, fingerprint
-from u1_core.train.optimizers import make_optimizer, parameter_groups, resolve_optimizer
-from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
-from u1_core.train.previews import preview_settings
+from u1_core.train.optimizers import resolve_optimizer
+from u1_core.train.prepare import prepared, state_at_start
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
 from u1_core.train.report import write_report
 from u1_core.train.resume import About, check_space, refuse_changes
+from u1_core.train.room import make_room
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path, run_path, without_paths
-from u1_core.train.step import Record, Trainer, TrainingSet
-from u1_core.train.validation import held_out
-from u1_core.weights.gguf_file import refuse_training_on_quantised
+from u1_core.train.step import Record, Trainer
 from u1_core.weights.write import NoRoomError
 
 ROOM_POLL_S = 5.0
@@ -156,11 +144,14 @@ class _Run:
         return Outcome(self._folder.path, self._step, self._saved)
 
     def _steps(self) -> None:
-        if not self._looked:
-            self._look()
-        while self._step < self._settings.steps and self._job.go_on():
-            with self._session.lease:
-                records = self._trainer.step(self._step + 1)
+        while True:
+            if not self._looked:
+                self._look()
+            if self._step == self._settings.steps or not self._job.go_on():
+                return
+            records = self._take_step()
+            if not records:
+                continue
             self._step, self._looked = self._step + 1, False
             self._log(records)
             means = {key: sum(record[key] for record in records) / len(records) for key in ("loss", "x0_mse", "v_mse")}
@@ -169,7 +160,34 @@ class _Run:
                 self._roll_back(records[0]["skipped"])
             if self._save_is_due():
                 self._save()
-            self._look()
+
+    def _take_step(self) -> list[Record]:
+        """The next step's records; none where memory ran out and it has to be taken again."""
+        try:
+            with self._session.lease:
+                return self._trainer.step(self._step + 1)
+        except torch.OutOfMemoryError as problem:
+            reason = str(problem).partition("\n")[0]
+        # Out here nothing holds on any more to what the step had allocated.
+        with self._session.lease:
+            given_up = make_room(self._session, self._trainer)
+            told = {"step": self._step + 1, "given_up": given_up, "reason": reason}
+            if self._trainer.updating:
+                told["from_step"] = self._go_back()
+        self._log([{"event": "out_of_memory", **told}])
+        self._job.emit("out_of_memory", **told)
+        return []
+
+    def _go_back(self) -> int:
+        """Undo half an update: return to the newest checkpoint, or to the start. Returns the step gone on from."""
+        state = newest_state(self._folder.checkpoints)
+        self._journal.cut(state.log_bytes if state else 0)
+        if state:
+            self._return_to(state)
+        else:
+            self._trainer.restore(**state_at_start(self._session, self._trainer))
+            self._step, self._saved_at, self._looked = 0, 0, False
+        return self._step
 
     def _save_is_due(self) -> bool:
         every, minutes = self._settings.checkpoint_every, self._settings.checkpoint_minutes
@@ -303,98 +321,3 @@ def _report(job: Job, folder: RunFolder) -> None:
         write_report(folder.path)
     except Exception as problem:  # a page about the run is not worth the run
         job.emit("warning", message=f"the report could not be written: {problem}")
-
-
-@contextmanager
-def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
-    """As `prepare`; when the block ends, the threads that decode pictures are let go."""
-    trainer = prepare(job, session, recipe)
-    try:
-        yield trainer
-    finally:
-        trainer.data.pictures.close()
-
-
-def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
-    """Everything that comes before the first step. Writes nothing. What is quick to check is checked first."""
-    refuse_training_on_quantised(session.snapshot)
-    config, device = session.config, session.device
-    upstream = _upstream(session, recipe)
-    adapter = new_adapter(session, recipe)
-    preview_settings(config, recipe)
-    samples, pictures, sequences = _checked_data(job, session, recipe)
-    with session.lease:
-        prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
-        base = with_full_tensors(session.base_generation, upstream)
-        adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
-        parameters = [*adapter.parameters(), *adapter.full.values()]
-        optimizer, optimizer_words = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
-    job.emit(
-        "prepared",
-        samples=len(samples),
-        modules=len(adapter.modules),
-        lora_parameters=sum(tensor.numel() for tensor in adapter.parameters()),
-        trainable_parameters=sum(tensor.numel() for tensor in parameters),
-        prefix_bytes=prefixes.n_bytes,
-        optimizer=optimizer_words,
-        device=str(device),
-    )
-    return Trainer(config, base, adapter, optimizer, recipe, TrainingSet(samples, pictures, prefixes), upstream)
-
-
-def new_adapter(session: Session, recipe: Recipe) -> Adapter:
-    """The LoRA to be trained, as it starts. Raises U1Error for a spec or pattern that this model has nothing for."""
-    config, lora = session.config, recipe.lora
-    select_unfrozen(config, recipe.unfreeze)
-    if not (lora.spec or lora.preset):
-        return Adapter({}, kinds=frozenset({config.kind}))
-    plan = plan_lora(config, lora.spec or lora.preset, lora.dropout)
-    adapter = Adapter.create(plan, recipe.train.seed, session.device)
-    for module in adapter.modules.values() if lora.rslora else ():
-        # alpha / rank is what every loader applies: this alpha makes alpha / sqrt(rank) of it (arXiv 2312.03732).
-        module.alpha = torch.tensor(module.alpha * module.rank**0.5).item()
-    return adapter
-
-
-def _unfrozen(base: Generation, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """fp32 copies of these tensors, to be trained."""
-    originals = {**base.modules, FINAL_NORM: base.norm}
-    return {name: originals[name].to(torch.float32, copy=True).requires_grad_() for name in names}
-
-
-def _upstream(session: Session, recipe: Recipe) -> list[Adapter]:
-    """The LoRA that stays in effect under the new one, without the modules to be skipped."""
-    path, skip = recipe.runtime.upstream_lora_path, recipe.runtime.upstream_lora_skip
-    if not path:
-        return []
-    adapter = read_lora(Path(path)).adapter
-    adapter.check(session.config)
-    for prefix in skip:
-        below = [name for name in adapter.modules if name == prefix or name.startswith(f"{prefix}.")]
-        if not below:
-            raise U1Error(f"runtime.upstream_lora_skip has {prefix!r}, but {path} has no module of that name or below")
-        for name in below:
-            del adapter.modules[name]
-    return [adapter.to(session.device, session.dtype)]
-
-
-def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, PictureCache, CaptionSequences]:
-    """The samples, their pictures and their prompts, checked. Raises one U1Error for all that cannot be trained on.
-
-    Emits "checking" (done, total pictures) and "checked" (findings: what else there is to know of the set).
-    """
-    data, style = recipe.data, recipe.style
-    dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
-    framing = Framing(data.cap_max_pixels, session.config.token_pixels, data.snap_bucket, data.fit, data.upscale)
-    pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
-    rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
-    findings = check_dataset(
-        dataset, pictures, rules, on_progress=lambda *n: job.emit("checking", done=n[0], total=n[1])
-    )
-    refuse_problems(dataset.source, problems_of(findings))
-    job.emit("checked", findings=[asdict(finding) for finding in findings])
-    if data.upscale == "skip":
-        dataset.leave_out_small(framing)
-    if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
-        dataset.leave_out(set(kept_back))
-    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)

@@ -117,7 +117,16 @@ class Train(Section):
     lr_end: float = setting(0.0, "share of the learning rate that linear and cosine come down to", SHARE)
     seed: int = setting(0, "fixes the data order, t, noise, dropout and the LoRA's first values", SEED)
     shuffle: bool = setting(True, "a new order of the pictures each time round; else always by name", SWITCH)
-    grad_accum: int = setting(1, "pictures whose gradients are averaged into one update", COUNT, "pictures")
+    batch_size: int = setting(
+        1,
+        "most pictures of one size that go through the model at once, as one micro-batch; pictures wait for others of "
+        "their size, at most until the epoch's end",
+        COUNT,
+        "pictures",
+    )
+    grad_accum: int = setting(
+        1, "micro-batches of one update, whose pictures' gradients are averaged", COUNT, "micro-batches"
+    )
     optimizer: str = setting(
         "auto",
         "auto takes paged_adamw8bit on CUDA with bitsandbytes, else adamw; both with betas 0.9, 0.95. prodigy and "

@@ -35,11 +35,14 @@ def sample_of_draw(seed: int, draw: int, count: int, shuffle: bool) -> int:
     shuffled among each other: what a stretch of the run needs lies close together in the set.
     """
     epoch, place = divmod(draw, count)
-    return int(_order(seed, epoch, count)[place]) if shuffle else place
+    return int(epoch_order(seed, epoch, count, shuffle)[place])
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Tensor:
+def epoch_order(seed: int, epoch: int, count: int, shuffle: bool) -> Tensor:
+    """The `count` samples in the order in which an epoch takes them; see `sample_of_draw`."""
+    if not shuffle:
+        return torch.arange(count)
     numbers = generator(seed, epoch, "", "order")
     if count <= WINDOW:
         return torch.randperm(count, generator=numbers)

@@ -1,131 +1,33 @@
-"""One training step: whose turn it is, what is drawn for it, the loss, the gradients, the update."""
+"""One training step: the gradients of its pictures, the update, and what is told of both."""
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from u1_core.data.dataset import Dataset
-from u1_core.data.picture_cache import PictureCache
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.lora.plan import FINAL_NORM
 from u1_core.model.config import GENERATION, U1Config
-from u1_core.model.generation import generation_pass
-from u1_core.model.views import Generation, PrefixKV
+from u1_core.model.generation import Pass, generation_passes
+from u1_core.model.views import Generation
+from u1_core.plan.plan import Plan
+from u1_core.train.gradients import GradientSum
 from u1_core.train.guard import Guard
-from u1_core.train.objective import flow_loss
+from u1_core.train.objective import flow_losses
 from u1_core.train.optimizers import averaged_weights
-from u1_core.train.prefixes import CaptionPrefixes, move_prefix
-from u1_core.train.recipe import Recipe, Train
-from u1_core.train.rng import generator, sample_of_draw, seed_for
+from u1_core.train.recipe import Recipe
 from u1_core.train.schedule import lr_factor
-from u1_core.train.timesteps import draw_timesteps
+from u1_core.train.turn import MicroBatch, TrainingSet, Turn, draw_turn
 
 Record = dict[str, Any]
 """One line of the log."""
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """Samples, with their pictures and prefixes by the same number."""
-
-    samples: Dataset
-    pictures: PictureCache
-    prefixes: CaptionPrefixes
-
-    def number_at(self, train: Train, draw: int) -> int:
-        """The number of the sample whose turn it is at `draw`."""
-        turns = self.samples.turns
-        return turns[sample_of_draw(train.seed, draw, len(turns), train.shuffle)]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One picture's turn: everything that its loss depends on besides the weights. t = 1 is clean, t = 0 is noise."""
-
-    draw: int
-    sample: str
-    picture: Tensor
-    """(1, 3, H, W), uint8."""
-    mask: Tensor | None
-    """(1, H, W), uint8: how much each pixel's loss weighs; None weighs all alike."""
-    noise: Tensor
-    """(1, 3, H, W), fp32, already scaled for the number of tokens."""
-    t: Tensor
-    """(1,), fp32."""
-    prefix: PrefixKV
-    dropped: str
-    """Which dropout took the caption away: "text", "both", or nothing."""
-    dropout_seed: int
-
-    @cached_property
-    def x0(self) -> Tensor:
-        """The clean picture in [-1, 1], fp32."""
-        return self.picture.float() / 127.5 - 1.0
-
-    @cached_property
-    def z(self) -> Tensor:
-        """The noisy picture, t * x0 + (1 - t) * noise."""
-        return torch.lerp(self.noise, self.x0, self.t)
-
-    @cached_property
-    def weights(self) -> Tensor | None:
-        """The mask as fp32."""
-        return None if self.mask is None else self.mask.float() / 255
-
-    @property
-    def bucket(self) -> str:
-        return f"{self.picture.shape[3]}x{self.picture.shape[2]}"
-
-    def to(self, device: torch.device) -> "Turn":
-        moved = {name: getattr(self, name).to(device) for name in ("picture", "noise", "t")}
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, **moved, mask=mask, prefix=move_prefix(self.prefix, device))
-
-
-def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> Turn:
-    """The turn numbered `draw`, counted from 0 over the run, on the CPU (its prefix is where it rests).
-
-    It depends on the seed, `draw` and the sample alone.
-    """
-    index = data.number_at(train, draw)
-    sample = data.samples[index].id
-
-    def drawn_for(purpose: str) -> torch.Generator:
-        return generator(train.seed, draw, sample, purpose)
-
-    fetched = data.pictures.fetch(index)
-    data.pictures.expect(data.number_at(train, ahead) for ahead in range(draw + 1, draw + 1 + data.pictures.ahead))
-    picture = fetched.pixels[None]
-    noise = torch.randn(picture.shape, generator=drawn_for("noise"))
-    noise *= config.noise_scale_for(picture.shape[2] * picture.shape[3] // config.token_pixels**2)
-    dropped = _dropout_at(train, torch.rand((), generator=drawn_for("condition")).item())
-    return Turn(
-        draw=draw,
-        sample=sample,
-        picture=picture,
-        mask=None if fetched.mask is None else fetched.mask[None],
-        noise=noise,
-        t=draw_timesteps(train, 1, config.t_eps, drawn_for("t")),
-        prefix=data.prefixes.unconditional if dropped else data.prefixes.captions[index],
-        dropped=dropped,
-        dropout_seed=seed_for(train.seed, draw, sample, "dropout"),
-    )
-
-
-def _dropout_at(train: Train, u: float) -> str:
-    """Which dropout a number drawn uniformly from [0, 1) means."""
-    if u < train.cond_dropout_text:
-        return "text"
-    return "both" if u < train.cond_dropout_text + train.cond_dropout_both else ""
-
-
-def with_trained_tensors(base: Generation, full: dict[str, Tensor]) -> Generation:
+def with_trained_tensors(base: Generation, full: Mapping[str, Tensor]) -> Generation:
     """`base` with the tensors that are trained whole in place of its own, in its dtype; gradients flow through."""
     cast = {name: tensor.to(base.norm.dtype) for name, tensor in full.items()}
     norm = cast.pop(FINAL_NORM, base.norm)
@@ -143,33 +45,35 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         data: TrainingSet,
+        plan: Plan,
         upstream: Sequence[Adapter] = (),
     ) -> None:
         """`base` is frozen; `adapter` has the trained terms and, in `full`, the tensors trained whole, all of them
-        fp32 leaves on the device; `upstream` adapters stay in effect as they are.
+        fp32 leaves on the device; `upstream` adapters stay in effect as they are. `plan` says how a step is run, and
+        may be another from one step to the next.
         """
         self.config, self.base, self.adapter, self.upstream = config, base, adapter, tuple(upstream)
-        self.optimizer, self.recipe, self.data = optimizer, recipe, data
-        self.parameters = _named(adapter)
+        self.optimizer, self.recipe, self.data, self.plan = optimizer, recipe, data, plan
+        self.parameters = named_weights(adapter)
         decay = recipe.train.ema_decay
         self.ema = {name: tensor.detach().clone() for name, tensor in self.parameters.items()} if decay else {}
         self.guard = Guard(recipe.train)
         self.updating = False
         """Whether the weights are between two states: what is seen then belongs to no step."""
         self._device = base.norm.device
-        self._ahead: Turn | None = None
+        self._ahead: dict[int, Turn] = {}
 
     def step(self, number: int) -> list[Record]:
-        """Step `number`, from 1: the mean gradient over `grad_accum` pictures, then one update.
+        """Step `number`, from 1: the mean gradient over `grad_accum` micro-batches' pictures, then one update.
 
         Returns a record for each picture. Where the guard finds the step unsound they have the reason under "skipped",
-        and the weights are as they were.
+        and the weights are as they were. So they are, and all else, if memory runs out before the update has begun
+        (torch.OutOfMemoryError): the step can be taken again. If it does in the update, `updating` stays true.
         """
-        started, waited, train = time.perf_counter(), self.data.pictures.waited_s, self.recipe.train
-        first = (number - 1) * train.grad_accum
+        started, waited = time.perf_counter(), self.data.pictures.waited_s
+        self._forget_peak()
         try:
-            draws = range(first, first + train.grad_accum)
-            records = [{"step": number, **record} for record in self._add_all_gradients(draws)]
+            records = [{"step": number, **record} for record in self._add_gradients(number)]
             grad_norm = self._clip()
             skipped = self.guard.judge(records, grad_norm)
             lr = self._set_lr(number)
@@ -182,7 +86,7 @@ class Trainer:
             "grad_norm": grad_norm,
             "seconds": time.perf_counter() - started,
             "data_wait_s": self.data.pictures.waited_s - waited,
-            "memory_bytes": self._peak_bytes(),
+            **self._peak(),
             **({"skipped": skipped} if skipped else {}),
         }
         return [{**record, **shared} for record in records]
@@ -213,9 +117,81 @@ class Trainer:
         self.guard.restore(guard)
         self.updating = False
 
-    def _add_all_gradients(self, draws: Sequence[int]) -> list[Record]:
-        """Add the mean gradient of these turns to the parameters'. Returns a record for each."""
-        return [self._add_gradients(draw) for draw in draws]
+    def predict(self, batch: MicroBatch) -> Tensor:
+        """x_pred (B, 3, H, W) of a micro-batch at the present weights."""
+        return generation_passes(self.config, self.base, [self._pass(batch, self._values())], self.plan.kept)[0]
+
+    def _add_gradients(self, step: int) -> list[Record]:
+        """Add the mean gradient of the step's pictures to the parameters'. Returns a record for each picture."""
+        count, together = self.recipe.train.grad_accum, self.plan.together
+        first = (step - 1) * count
+        batches = range(first, first + count)
+        pictures = sum(len(self.data.order.draws(batch)) for batch in batches)
+        sums, values = GradientSum(self.parameters), self._values()
+        records = []
+        for start in range(0, count, together):
+            leaves = {batch: sums.stand_ins(batch - first, values) for batch in batches[start : start + together]}
+            records += self._add_group(leaves, pictures)
+        sums.finish()
+        return records
+
+    def _add_group(self, leaves: Mapping[int, Mapping[str, Tensor]], pictures: int) -> list[Record]:
+        """Micro-batches, by number with weights of their own, taken through the layers together."""
+        batches = [MicroBatch.of([self._turn(d) for d in self.data.order.draws(n)], self._device) for n in leaves]
+        # Backward begins with what went in last: so gradients come in the order in which they are to be added.
+        passes = [self._pass(batch, own) for batch, own in zip(batches, leaves.values(), strict=True)]
+        outputs = generation_passes(self.config, self.base, passes[::-1], self.plan.kept)[::-1]
+        losses = [self._losses(batch, x_pred) for batch, x_pred in zip(batches, outputs, strict=True)]
+        (torch.cat(losses).sum() / pictures).backward()
+        # The card is busy with the above until `tolist` waits for it: time to draw what comes next on the CPU.
+        self._draw_ahead(max(leaves) + 1)
+        return [
+            record
+            for batch, x_pred, loss in zip(batches, outputs, losses, strict=True)
+            for record in self._records(batch, x_pred.detach(), loss.detach())
+        ]
+
+    def _values(self) -> dict[str, Tensor]:
+        """The trained weights as the model takes them: those trained whole in the base's dtype."""
+        whole = {name: tensor.detach().to(self.base.norm.dtype) for name, tensor in self.adapter.full.items()}
+        return {**self.parameters, **whole}
+
+    def _pass(self, batch: MicroBatch, weights: Mapping[str, Tensor]) -> Pass:
+        adapter = _with_weights(self.adapter, weights)
+        terms = tower_terms(self.config, [*self.upstream, adapter], GENERATION, batch.dropout_seed)
+        ends = with_trained_tensors(self.base, adapter.full)
+        return Pass(batch.z, batch.t, batch.prefixes, terms, ends)
+
+    def _losses(self, batch: MicroBatch, x_pred: Tensor) -> Tensor:
+        """(B,)."""
+        train, t_eps = self.recipe.train, self.config.t_eps
+        return flow_losses(train.loss_type, x_pred, batch.x0, batch.z, batch.t, t_eps, train.huber_delta, batch.weights)
+
+    def _records(self, batch: MicroBatch, x_pred: Tensor, losses: Tensor) -> list[Record]:
+        errors = {
+            f"{kind}_mse": flow_losses(kind, x_pred, batch.x0, batch.z, batch.t, self.config.t_eps).tolist()
+            for kind in ("x0", "v")
+        }
+        return [
+            {
+                "loss": loss,
+                **{name: values[row] for name, values in errors.items()},
+                "t": turn.t.item(),
+                "sample": turn.sample,
+                "bucket": turn.bucket,
+                "dropped": turn.dropped,
+            }
+            for row, (turn, loss) in enumerate(zip(batch.turns, losses.tolist(), strict=True))
+        ]
+
+    def _turn(self, draw: int) -> Turn:
+        ahead = self._ahead.pop(draw, None)
+        return ahead or draw_turn(self.config, self.recipe.train, self.data, draw)
+
+    def _draw_ahead(self, batch: int) -> None:
+        """Draw the turns of the next micro-batches, from number `batch` on: as many as go together."""
+        draws = [draw for n in range(batch, batch + self.plan.together) for draw in self.data.order.draws(n)]
+        self._ahead = {draw: self._turn(draw) for draw in draws}
 
     def _set_lr(self, step: int) -> float:
         """Give every group its learning rate at this step. Returns the first's."""
@@ -232,36 +208,6 @@ class Trainer:
                 mean.lerp_(self.parameters[name], 1.0 - self.recipe.train.ema_decay)
         self.updating = False
 
-    def predict(self, turn: Turn) -> Tensor:
-        """x_pred (1, 3, H, W) of a turn on the device, at the present weights."""
-        weights = with_trained_tensors(self.base, self.adapter.full)
-        terms = tower_terms(self.config, [*self.upstream, self.adapter], GENERATION, turn.dropout_seed)
-        keep_last = self.recipe.runtime.gc_skip_last
-        return generation_pass(self.config, weights, turn.z, turn.t, [turn.prefix], terms, True, keep_last)
-
-    def _add_gradients(self, draw: int) -> Record:
-        train, t_eps = self.recipe.train, self.config.t_eps
-        turn = self._turn(draw).to(self._device)
-        x_pred = self.predict(turn)
-        loss = flow_loss(train.loss_type, x_pred, turn.x0, turn.z, turn.t, t_eps, train.huber_delta, turn.weights)
-        (loss / train.grad_accum).backward()
-        # The card is busy with the above until `item` waits for it: time to draw what comes next on the CPU.
-        self._ahead = draw_turn(self.config, train, self.data, draw + 1)
-        x_pred = x_pred.detach()
-        return {
-            "loss": loss.item(),
-            "x0_mse": flow_loss("x0", x_pred, turn.x0, turn.z, turn.t, t_eps).item(),
-            "v_mse": flow_loss("v", x_pred, turn.x0, turn.z, turn.t, t_eps).item(),
-            "t": turn.t.item(),
-            "sample": turn.sample,
-            "bucket": turn.bucket,
-            "dropped": turn.dropped,
-        }
-
-    def _turn(self, draw: int) -> Turn:
-        ahead = self._ahead
-        return ahead if ahead and ahead.draw == draw else draw_turn(self.config, self.recipe.train, self.data, draw)
-
     def _clip(self) -> float:
         """The norm of all gradients together; if the recipe has a limit, they are scaled down to it."""
         tensors = [tensor for tensor in self.parameters.values() if tensor.grad is not None]
@@ -270,12 +216,21 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(tensors, limit, norm)
         return norm.item()
 
-    def _peak_bytes(self) -> int | None:
-        """The most memory that has been in use on the card so far; None on a CPU."""
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+    def _forget_peak(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _peak(self) -> Record:
+        """The most memory of the card in use in this step, and the most held by the allocator; None on a CPU."""
+        if self._device.type != "cuda":
+            return {"memory_bytes": None, "reserved_bytes": None}
+        return {
+            "memory_bytes": torch.cuda.max_memory_allocated(self._device),
+            "reserved_bytes": torch.cuda.max_memory_reserved(self._device),
+        }
 
 
-def _named(adapter: Adapter) -> dict[str, Tensor]:
+def named_weights(adapter: Adapter) -> dict[str, Tensor]:
     """Every trained tensor by a name of its own."""
     modules = adapter.modules.items()
     terms = {f"{path}.{part}": getattr(module, part) for path, module in modules for part in ("down", "up")}

@@ -1,0 +1,158 @@
+"""Everything that comes before a run's first step: the data checked, prefixes built, weights and optimizer made."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from u1_core.data.buckets import Size
+from u1_core.data.check import Rules, check_dataset, problems_of
+from u1_core.data.dataset import Dataset, open_dataset
+from u1_core.data.folder import refuse_problems
+from u1_core.data.framing import Framing
+from u1_core.data.picture_cache import PictureCache, training_pictures
+from u1_core.errors import U1Error
+from u1_core.jobs import Job
+from u1_core.lora.adapter import Adapter
+from u1_core.lora.files import read_lora
+from u1_core.lora.full import with_full_tensors
+from u1_core.lora.plan import FINAL_NORM, plan_lora, select_unfrozen
+from u1_core.model.views import Generation
+from u1_core.session import Session
+from u1_core.train.guard import Guard
+from u1_core.train.optimizers import make_optimizer, parameter_groups
+from u1_core.train.order import Order
+from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
+from u1_core.train.previews import preview_settings
+from u1_core.train.recipe import Recipe
+from u1_core.train.room import unplanned
+from u1_core.train.step import Trainer, named_weights
+from u1_core.train.turn import TrainingSet
+from u1_core.train.validation import held_out
+from u1_core.weights.gguf_file import refuse_training_on_quantised
+
+
+@contextmanager
+def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
+    """As `prepare`; when the block ends, the threads that decode pictures are let go."""
+    trainer = prepare(job, session, recipe)
+    try:
+        yield trainer
+    finally:
+        trainer.data.pictures.close()
+
+
+def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
+    """Everything that comes before the first step. Writes nothing. What is quick to check is checked first."""
+    refuse_training_on_quantised(session.snapshot)
+    config, device = session.config, session.device
+    upstream = _upstream(session, recipe)
+    adapter = new_adapter(session, recipe)
+    preview_settings(config, recipe)
+    samples, pictures, sequences, order = _checked_data(job, session, recipe)
+    with session.lease:
+        prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
+        base = with_full_tensors(session.base_generation, upstream)
+        adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
+        parameters = [*adapter.parameters(), *adapter.full.values()]
+        optimizer, optimizer_words = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
+    job.emit(
+        "prepared",
+        samples=len(samples),
+        modules=len(adapter.modules),
+        lora_parameters=sum(tensor.numel() for tensor in adapter.parameters()),
+        trainable_parameters=sum(tensor.numel() for tensor in parameters),
+        prefix_bytes=prefixes.n_bytes,
+        optimizer=optimizer_words,
+        device=str(device),
+    )
+    data = TrainingSet(samples, pictures, prefixes, order)
+    return Trainer(config, base, adapter, optimizer, recipe, data, unplanned(config.layers, recipe.runtime), upstream)
+
+
+def state_at_start(session: Session, trainer: Trainer) -> dict[str, Any]:
+    """What `trainer.restore` takes to begin the run again, to the bit as it began."""
+    recipe = trainer.recipe
+    adapter = new_adapter(session, recipe)
+    adapter.full = _unfrozen(trainer.base, list(trainer.adapter.full))
+    optimizer, _ = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), session.device)
+    weights = named_weights(adapter)
+    return {
+        "weights": weights,
+        "ema": weights if trainer.ema else {},
+        "optimizer": optimizer.state_dict(),
+        "guard": Guard(recipe.train).state(),
+    }
+
+
+def new_adapter(session: Session, recipe: Recipe) -> Adapter:
+    """The LoRA to be trained, as it starts. Raises U1Error for a spec or pattern that this model has nothing for."""
+    config, lora = session.config, recipe.lora
+    select_unfrozen(config, recipe.unfreeze)
+    if not (lora.spec or lora.preset):
+        return Adapter({}, kinds=frozenset({config.kind}))
+    plan = plan_lora(config, lora.spec or lora.preset, lora.dropout)
+    adapter = Adapter.create(plan, recipe.train.seed, session.device)
+    for module in adapter.modules.values() if lora.rslora else ():
+        # alpha / rank is what every loader applies: this alpha makes alpha / sqrt(rank) of it (arXiv 2312.03732).
+        module.alpha = torch.tensor(module.alpha * module.rank**0.5).item()
+    return adapter
+
+
+def _unfrozen(base: Generation, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """fp32 copies of these tensors, to be trained."""
+    originals = {**base.modules, FINAL_NORM: base.norm}
+    return {name: originals[name].to(torch.float32, copy=True).requires_grad_() for name in names}
+
+
+def _upstream(session: Session, recipe: Recipe) -> list[Adapter]:
+    """The LoRA that stays in effect under the new one, without the modules to be skipped."""
+    path, skip = recipe.runtime.upstream_lora_path, recipe.runtime.upstream_lora_skip
+    if not path:
+        return []
+    adapter = read_lora(Path(path)).adapter
+    adapter.check(session.config)
+    for prefix in skip:
+        below = [name for name in adapter.modules if name == prefix or name.startswith(f"{prefix}.")]
+        if not below:
+            raise U1Error(f"runtime.upstream_lora_skip has {prefix!r}, but {path} has no module of that name or below")
+        for name in below:
+            del adapter.modules[name]
+    return [adapter.to(session.device, session.dtype)]
+
+
+def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, PictureCache, CaptionSequences, Order]:
+    """The samples, their pictures, prompts and order, checked. Raises one U1Error for all that cannot be trained on.
+
+    Emits "checking" (done, total pictures) and "checked" (findings: what else there is to know of the set).
+    """
+    data, style = recipe.data, recipe.style
+    dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
+    framing = Framing(data.cap_max_pixels, session.config.token_pixels, data.snap_bucket, data.fit, data.upscale)
+    pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
+    rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
+    findings = check_dataset(
+        dataset, pictures, rules, on_progress=lambda *n: job.emit("checking", done=n[0], total=n[1])
+    )
+    refuse_problems(dataset.source, problems_of(findings))
+    job.emit("checked", findings=[asdict(finding) for finding in findings])
+    if data.upscale == "skip":
+        dataset.leave_out_small(framing)
+    if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
+        dataset.leave_out(set(kept_back))
+    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset), _order(recipe, dataset, framing)
+
+
+def _order(recipe: Recipe, dataset: Dataset, framing: Framing) -> Order:
+    turns = dataset.turns
+
+    def size_of(place: int) -> Size:
+        try:
+            return framing.frame(*dataset.size(turns[place])).size
+        except U1Error as problem:
+            raise U1Error(f"{dataset.place(turns[place])}: {problem}") from None
+
+    return Order(recipe.train, len(turns), size_of)

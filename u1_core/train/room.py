@@ -1,0 +1,58 @@
+"""The plan that a run's steps go by: the one it begins with, and a step back when memory runs out.
+
+A plan changes what a step costs and never what it computes, so a step that ran out of memory is taken again with the
+same draws and comes to the same result. An update is another matter, as it changes weights in place: what one leaves
+that was cut off halfway is of no use, and the run goes on from its newest checkpoint. This is rare: AdamW and its 8-bit
+kin allocate in the first update only, and by the time of an update all activations have been given back.
+"""
+
+import gc
+
+import torch
+
+from u1_core.errors import U1Error
+from u1_core.model.stack import Keep, ladder
+from u1_core.plan.plan import Cost, Plan
+from u1_core.session import Session
+from u1_core.train.recipe import Runtime
+from u1_core.train.step import Trainer
+from u1_core.weights.placement import Placement
+
+
+def make_room(session: Session, trainer: Trainer) -> str:
+    """Take one step back in the trainer's plan; returns in words what is given up.
+
+    Raises U1Error if nothing is left that could be.
+    """
+    before, after = trainer.plan, trainer.plan.step_back()
+    if after is None:
+        raise U1Error(
+            "memory ran out, and the plan has nothing left to give up: lower data.cap_max_pixels, train.batch_size or "
+            "the LoRA's rank, or close what else uses the card"
+        )
+    gc.collect()
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
+    trainer.plan = after
+    return given_up(before, after)
+
+
+def given_up(before: Plan, after: Plan) -> str:
+    """The difference between two plans: "less kept of 11 layers", "4 slots in place of 6", …"""
+    words = []
+    if changed := sum(ours is not theirs for ours, theirs in zip(before.kept, after.kept, strict=True)):
+        words.append(f"less kept for backward of {changed} layers")
+    if after.together != before.together:
+        words.append(f"{after.together} micro-batches together in place of {before.together}")
+    if after.placement.slots != before.placement.slots:
+        words.append(f"{after.placement.slots} slots in place of {before.placement.slots}")
+    if (ours := len(after.placement.resident)) != (theirs := len(before.placement.resident)):
+        words.append(f"{ours} layers on the device in place of {theirs}")
+    return ", ".join(words)
+
+
+def unplanned(layers: int, runtime: Runtime) -> Plan:
+    """All layers on the device, and kept for backward what the recipe says."""
+    kept: list[Keep] = ladder(layers, recompute=True, keep_last=runtime.gc_skip_last)
+    everywhere = Placement(frozenset(range(layers)))
+    return Plan.of(everywhere, tuple(kept), 1, lambda placement, kept, together: Cost(0, 0.0))
