@@ -20,9 +20,9 @@ def feed_forward(
     residual: Tensor,
     recall: RunOnce = ONCE,
 ) -> Tensor:
-    """`residual` plus whichever block the layer has, of x: (N, width) -> (N, width).
+    """`residual` plus whichever block the layer has, of x: (N, width) -> (N, width). It ends a layer.
 
-    It ends a layer: where no gradient needs the residual, the result is written over it.
+    Where gradients are off, the result may be written over the residual.
     """
     if isinstance(weights, MoeWeights):
         return residual + _mixture(x, weights, moe, terms, recall)

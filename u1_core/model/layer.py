@@ -30,7 +30,8 @@ def decoder_layer(
     """Attention, then feed-forward, each on its norm and added to what came in.
 
     h (N, width) of packed tokens; rope from `rope_table`; `attention` knows who sees whom; `recall` what is kept for
-    another run. Returns h (N, width) and this layer's K and V of the tokens, each (N, kv_heads, head_dim).
+    another run. Returns h (N, width) and this layer's K and V of the tokens, each (N, kv_heads, head_dim). Where
+    gradients are off, the new h is written over the one that came in.
     """
     eps = config.rms_norm_eps
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim

@@ -31,13 +31,13 @@ def product(
     """x @ weight.T, plus each part's terms in its own columns, plus `residual`: (N, in) -> (N, out).
 
     `weight` (out, in) has the rows of each part in order; `parts` may be left out where there are no terms. A product
-    that is the `last` of its layer is not computed when the layer is computed again, and writes over the residual
-    where no gradient needs it. Gradients flow to x, the residual, the factors (in their own dtype) and, if it is
-    trained, the weight.
+    that is the `last` of its layer is not computed when the layer is computed again. Where gradients are off, the
+    result is written over the residual. Gradients flow to x, the residual, the factors (in their own dtype) and the
+    weight, if it is trained.
     """
     placed = tuple(_placed(parts))
     if not torch.is_grad_enabled():
-        y = _multiply(x, weight, residual, overwrite=last)
+        y = _multiply(x, weight, residual, overwrite=True)
         _add_terms(y, x, placed)
         return y
     factors = [factor for place in placed for factor in (place.term.down, place.term.up)]

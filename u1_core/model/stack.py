@@ -72,7 +72,8 @@ def run_layers(
     """Take every batch through all layers, each layer for all batches before the next; returns their h (N, width).
 
     `kept` has a rung for each layer, Keep.ALL if it is not given; it matters only where gradients are asked for.
-    Backward, too, is done with a layer for all batches before it turns to the one before it.
+    Backward, too, is done with a layer for all batches before it turns to the one before it. Where gradients are off,
+    the batches' h are written over.
     """
     count = len(layers)
     kept = kept or ladder(count, recompute=False)

@@ -32,6 +32,7 @@ def understanding_pass(
     rope = rope_table(config, positions)
     shape = (config.layers, len(h), config.kv_heads, config.head_dim)
     k_all, v_all = h.new_empty(shape), h.new_empty(shape)
+    h = h.clone()  # a layer writes over it
     for index in range(config.layers):
         attention = segmented(segments, [past.layer(index) for past in pasts])
         h, k, v = decoder_layer(config, UNDERSTANDING, weights.layers[index], h, rope, attention, terms.layers[index])
