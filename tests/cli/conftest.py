@@ -1,5 +1,6 @@
 """What commands are given: pictures and LoRA files for the tiny U1, and commands that must be refused."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,35 @@ def lora(tmp_path, models) -> Callable[[int], Path]:
         return tmp_path / f"style{number}.safetensors"
 
     return write
+
+
+@pytest.fixture
+def endless(tmp_path, models) -> Path:
+    """A recipe for a run on one picture that does not end by itself, into tmp_path/runs/tiny."""
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "pictures" / "a.txt").write_text("black", encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"run_name: tiny\nmodel: {models['u1']}\ndata: {{data_dir: {tmp_path / 'pictures'}, cap_max_pixels: 1024}}\n"
+        "train: {steps: 100000, lr: 1e-4}\npreviews: {every: 0, steps: 2, size: 32x32}\n"
+        f"runtime: {{out_dir: {tmp_path / 'runs'}, device: cpu}}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """(condition): waits until it holds, a minute at most."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    return wait
 
 
 @pytest.fixture

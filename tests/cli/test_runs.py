@@ -1,58 +1,67 @@
-import time
-from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
+import json
 
 from u1_core.cli.main import main
 from u1_core.train.control import read_status
 
 
-@pytest.fixture
-def recipe(tmp_path, models) -> Path:
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(tmp_path / "pictures" / "a.png")
-    (tmp_path / "pictures" / "a.txt").write_text("black", encoding="utf-8")
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        f"run_name: tiny\nmodel: {models['u1']}\ndata: {{data_dir: {tmp_path / 'pictures'}, cap_max_pixels: 1024}}\n"
-        f"train: {{steps: 100000, lr: 1e-4}}\nruntime: {{out_dir: {tmp_path / 'runs'}, device: cpu}}\n",
-        encoding="utf-8",
-    )
-    return path
+def test_a_detached_run_obeys_from_its_start_to_its_end(endless, tmp_path, capsys, until):
+    folder = tmp_path / "runs" / "tiny"
 
+    def told(*words):
+        assert main([*words, "--out", str(tmp_path / "runs")]) == 0
+        return capsys.readouterr().out
 
-def until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    def ask(word):
+        assert told("runs", word, "tiny") == f"tiny: asked to {word}\n"
 
+    def status():
+        return read_status(folder)
 
-def test_a_detached_run_is_listed_followed_stopped_and_resumed(recipe, tmp_path, capsys):
-    out, folder = str(tmp_path / "runs"), tmp_path / "runs" / "tiny"
-    assert main(["train", str(recipe), "--detach"]) == 0
-    assert capsys.readouterr().out.startswith("started as process ")
+    assert told("train", str(endless), "--detach").startswith("started as process ")
     try:
-        until(lambda: read_status(folder).get("step", 0) > 2)
-        assert main(["runs", "list", "--out", out]) == 0
-        assert capsys.readouterr().out.split()[:2] == ["tiny", "running"]
-        assert main(["runs", "tail", "tiny", "--out", out]) == 0
-        assert capsys.readouterr().out.splitlines()[-1].startswith("step ")
-        assert main(["runs", "pause", "tiny", "--out", out]) == 0
-        until(lambda: read_status(folder)["state"] == "paused")
+        until(lambda: status().get("step", 0) > 2)
+        assert told("runs", "list").split()[:2] == ["tiny", "running"]
+
+        ask("preview")
+        base = folder / "previews" / "base_1.png"
+        until(lambda: list((folder / "previews").glob("step_*_1.png")) and "preview" in _events(folder))
+        (drawn,) = (folder / "previews").glob("step_*_1.png")
+        step = int(drawn.name.split("_")[1])
+        assert base.is_file()
+        assert (folder / "checkpoints" / f"state_{step:06}.safetensors").is_file()  # saved before it was drawn
+
+        ask("pause")
+        until(lambda: status()["state"] == "paused")
+        paused_at = status()["step"]
+        assert told("runs", "tail", "tiny").splitlines()[-1].startswith(f"step {paused_at}: loss ")
+        ask("resume")
+        until(lambda: status()["step"] > paused_at)
     finally:
-        assert main(["runs", "stop", "tiny", "--out", out]) == 0
-    until(lambda: read_status(folder)["state"] == "stopped")
-    stopped_at = read_status(folder)["step"]
-    assert main(["runs", "resume", "tiny", "--out", out]) == 0
-    until(lambda: read_status(folder)["state"] == "running" and read_status(folder)["step"] > stopped_at)
-    assert main(["runs", "stop", "tiny", "--out", out]) == 0
-    until(lambda: read_status(folder)["state"] == "stopped")
+        ask("stop")
+    until(lambda: status()["state"] == "stopped")
+    stopped_at = status()["step"]
+    assert (folder / "checkpoints" / f"state_{stopped_at:06}.safetensors").is_file()
+    assert told("runs", "list").split()[:3] == ["tiny", "stopped", f"{stopped_at}/100000"]
+
+    assert told("runs", "resume", "tiny").startswith("tiny: started again as process ")
+    until(lambda: status()["state"] == "running" and status()["step"] > stopped_at)
+    ask("stop")
+    lines = told("runs", "tail", "tiny", "--follow").splitlines()  # until it has ended
+    assert status()["state"] == "stopped"
+    assert lines[-1].startswith(f"step {status()['step']}: loss ")
+    steps = [one["step"] for one in _log(folder) if "event" not in one]
+    assert steps == list(range(1, status()["step"] + 1))
 
 
-def test_mistakes_are_one_line(recipe, tmp_path, capsys):
+def _log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _events(folder):
+    return [one["event"] for one in _log(folder) if "event" in one]
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
     assert main(["runs", "list", "--out", str(tmp_path / "none")]) == 2
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "recipe.yaml").write_text("")
@@ -66,8 +75,8 @@ def test_mistakes_are_one_line(recipe, tmp_path, capsys):
     ]
 
 
-def test_a_detached_run_that_cannot_begin_says_why(recipe, tmp_path, capsys):
+def test_a_detached_run_that_cannot_begin_says_why(endless, tmp_path, capsys):
     (tmp_path / "pictures" / "a.txt").unlink()
-    assert main(["train", str(recipe), "--detach"]) == 2
+    assert main(["train", str(endless), "--detach"]) == 2
     assert "the run ended at once: " in capsys.readouterr().err
     assert not (tmp_path / "runs" / "tiny").exists()

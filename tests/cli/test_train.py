@@ -1,5 +1,6 @@
 import _thread
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,14 @@ def test_the_printed_file_is_all_that_sampling_needs(recipe, tmp_path, models):
     alone = picture("alone.png", str(full))
     assert not np.array_equal(alone, without)
     assert not np.array_equal(alone, whole)
+
+
+def test_progress_that_nobody_can_see_any_more_ends_no_run(recipe, monkeypatch):
+    class Gone:
+        isatty, reconfigure = (lambda self: False), (lambda self, errors: None)
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(["train", str(recipe)]) == 0

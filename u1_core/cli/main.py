@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from u1_core import __version__
@@ -27,8 +28,23 @@ COMMANDS = {
 """Command -> the module with its `add_arguments(parser)` and `run(args) -> exit status`, and one line of help."""
 
 
+NOBODY_READS = 141
+"""Exit status where whoever read the output has gone: what a shell gives for SIGPIPE."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command. The user's mistakes are printed as one line, with exit status 2."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `u1 … | head`
+        # What is still in the buffer goes nowhere, or Python would fail once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+
+
+def _run(argv: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a model may say what the terminal's encoding lacks
     argv = sys.argv[1:] if argv is None else argv

@@ -82,6 +82,7 @@ def _tail(folder: Path, follow: bool) -> None:
 
 def _told(record: dict[str, Any]) -> str:
     if "event" in record:
-        return f"step {record['step']}: {record['event']}"
+        more = record.get("message") or record.get("failed") or ", ".join(record.get("files", ()))
+        return f"step {record['step']}: {record['event']}" + f": {more}" * bool(more)
     words = f"step {record['step']}: loss {record['loss']:.4f}, t {record['t']:.3f}, {record['seconds']:.2f} s"
     return words + (f", skipped: {record['skipped']}" if "skipped" in record else "")

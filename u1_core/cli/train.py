@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,13 +74,20 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _ends_as_ctrl_c() -> Iterator[None]:
-    """Have a request to end, or a terminal that goes away, stop the run and save it as Ctrl-C does."""
+    """Have a request to end, or a terminal that goes away, stop the run and save it as Ctrl-C does.
+
+    What the process was started to ignore (nohup) stays ignored. Such requests come in twos and threes, when a terminal
+    is closed say: those after the first are not taken for the second Ctrl-C, which leaves at once.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
     def interrupt(*_: object) -> None:
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
@@ -156,7 +163,7 @@ class _Progress:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        print(f"\r\x1b[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+        self._print(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
 
     def _step(self, step: int, steps: int, loss: float, seconds: float) -> None:
         self._recent.append((loss, seconds))
@@ -171,7 +178,12 @@ class _Progress:
             self.line(text)
 
     def _rewrite(self, text: str) -> None:
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        self._print(f"\r{text}\x1b[K")
+
+    def _print(self, text: str) -> None:
+        """A terminal that is gone, or a pipe that nobody reads, is no reason to end a run."""
+        with suppress(OSError):
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -197,5 +209,6 @@ def _report(recipe: Recipe, state: str, outcome: Outcome | None, as_json: bool) 
         for what, path in (("LoRA", saved.lora), ("tensors trained whole", saved.full)):
             if path:
                 print(f"  {what}: {path}")
-        trigger = f"{recipe.style.trigger}, …" if recipe.style.trigger else "…"
-        print(f'  use it: u1 sample "{trigger}" --model "{recipe.model}" --lora "{saved.loadable}"')
+        if saved.loadable:
+            trigger = f"{recipe.style.trigger}, …" if recipe.style.trigger else "…"
+            print(f'  use it: u1 sample "{trigger}" --model "{recipe.model}" --lora "{saved.loadable}"')
