@@ -17,15 +17,20 @@ from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.linear import TowerTerms
 from u1_core.model.views import Generation, LayerWeights, Understanding
+from u1_core.plan.budget import AUTO, Budget, free_bytes
+from u1_core.plan.placing import Placing
+from u1_core.plan.plan import Plan
+from u1_core.plan.work import TrainingWork, Work
 from u1_core.prefix.build import BuiltPrefix, build_prefixes
 from u1_core.prefix.decode import GrowingPrefix
 from u1_core.text.sequence import TokenSequence
 from u1_core.text.tokenizer import Tokenizer
 from u1_core.weights.gguf_file import GgufSource
-from u1_core.weights.gguf_layers import QuantisedLayers
+from u1_core.weights.gguf_layers import QuantisedLayers, largest_layer_bytes
 from u1_core.weights.layout import layer_bytes
 from u1_core.weights.placement import Placement
 from u1_core.weights.rewrite import rewrite
+from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.snapshot import GGUF, Snapshot
 from u1_core.weights.store import Progress, load_generation, load_understanding
 
@@ -45,6 +50,7 @@ class Session:
         dtype: torch.dtype,
         on_progress: Progress | None,
         placement: Placement | None = None,
+        budget: Budget = AUTO,
     ) -> None:
         self.snapshot = snapshot
         self.config: U1Config = snapshot.config
@@ -55,7 +61,9 @@ class Session:
         self._folded: FoldedSource | None = None
         self._kept_unfolded = 0
         self._on_progress = on_progress
-        self._placement = placement
+        self._placing = Placing(self.config, dtype, device, budget, placement, fixed=placement is not None)
+        if isinstance(snapshot, GgufSource):
+            self._placing.copied_bytes = largest_layer_bytes(snapshot, GENERATION, dtype)
 
     @classmethod
     def open(
@@ -65,20 +73,24 @@ class Session:
         dtype: str = "auto",
         on_progress: Progress | None = None,
         placement: Placement | None = None,
+        budget: str | Budget = AUTO,
     ) -> "Session":
         """Open a snapshot folder, or a .safetensors or .gguf file with its config beside it. Reads headers only.
 
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; dtype: "auto" (bf16 on a GPU, fp32 on a CPU),
-        "bf16" or "fp32". `placement` says where the generation tower's layers are to be; without it they are all on
-        the device if they fit. Raises U1Error for a model that does not check out.
+        "bf16" or "fp32". `budget` is what may be taken of a card's memory (`Budget.parse`): where the generation
+        tower's layers are to be follows from it, unless `placement` says so. Raises U1Error for a model that does not
+        check out, and for a budget on a CPU.
         """
-        chosen = _device(device)
+        chosen, budget = _device(device), Budget.parse(budget)
+        if chosen.type == "cpu" and budget.mode != "auto":
+            raise U1Error(f"budget {budget}: it is for a card's memory, and the device is cpu; leave it at auto")
         if dtype not in ("auto", *DTYPES):
             raise U1Error(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
         if dtype == "auto":
             dtype = "fp32" if chosen.type == "cpu" else "bf16"
         source = GgufSource if Path(model).suffix.lower() == GGUF else Snapshot
-        return cls(source.open(Path(model)), chosen, DTYPES[dtype], on_progress, placement)
+        return cls(source.open(Path(model)), chosen, DTYPES[dtype], on_progress, placement, budget)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -97,11 +109,60 @@ class Session:
     @cached_property
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
-        """The generation tower as the checkpoint has it: placed as was asked, else on the device if it fits there."""
-        resident = self._placement or self._room_for(GENERATION)
-        generation = load_generation(self._source, self.device, self.dtype, resident, self._on_progress)
+        """The generation tower as the checkpoint has it, placed as was asked or as the budget allows."""
+        self.make_room(self._placing.native_shape())
+        placement = self._placing.placement or self._room_for(GENERATION)
+        everywhere = isinstance(placement, Placement) and len(placement.resident) == self.config.layers
+        generation = load_generation(self._source, self.device, self.dtype, everywhere or placement, self._on_progress)
         self._hold_quantised(generation.layers, towers=1)
         return generation
+
+    def plan_training(self, work: TrainingWork, already_bytes: int = 0) -> Plan | None:
+        """How to train within the budget; the generation tower is placed by it. None on a CPU: nothing to plan there.
+
+        In the plan's eyes, what is on the card now stays there; `already_bytes` of it belong to the work itself. The
+        lease is to be held: the card may have to be measured. Whoever has the tower asks for it anew. Raises U1Error
+        where the budget is too small.
+        """
+        if self.device.type == "cpu":
+            return None
+        plan = self._plan(work, already_bytes)
+        self.place(plan.placement)
+        # A picture that is drawn in between keeps nothing for backward: two rows of it take less than one in training.
+        self._placing.made_for((work.batch, 3, work.height, work.width), branches=2)
+        return plan
+
+    def make_room(self, shape: Sequence[int], branches: int = 2, prefix_tokens: int = 512) -> None:
+        """Before pictures (B, 3, H, W) are drawn with so many guidance branches: if the generation tower leaves no room
+        for that, or is not placed yet, place it so that it does.
+
+        While a run is training the tower stays where it is. Raises U1Error where the budget is too small.
+        """
+        if self.device.type == "cpu" or self._kept_unfolded or not self._placing.lacks_room(shape, branches):
+            return
+        self.place(self._plan(self._placing.sampling_work(shape, branches, prefix_tokens)).placement)
+        self._placing.made_for(shape, branches)
+
+    def place(self, placement: Placement) -> None:
+        """Have the generation tower lie so. If it is loaded and lies otherwise it is let go, and read when it is next
+        asked for; whoever has it asks anew."""
+        if placement == self._placing.placement:
+            return
+        self._placing.placement = placement
+        tower = self.__dict__.pop("base_generation", None)
+        if tower and isinstance(tower.layers, StreamedLayers):
+            tower.layers.close()
+
+    def _plan(self, work: Work, already_bytes: int = 0) -> Plan:
+        loaded, held = "base_generation" in self.__dict__, bool(self._kept_unfolded)
+        try:
+            return self._placing.plan(work, loaded, held, already_bytes)
+        except torch.OutOfMemoryError:
+            if not loaded or held:
+                raise
+        # Measuring takes some memory, and the tower is about to be placed anew.
+        self.place(Placement(frozenset()))
+        return self._placing.plan(work, False, held, already_bytes)
 
     @property
     def generation(self) -> Generation:
@@ -207,8 +268,10 @@ class Session:
             layers.hold()
 
     def _room_bytes(self) -> float:
-        """Bytes that weights may take on the device: three quarters of what is free there now."""
-        return 0.75 * torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        """Bytes that weights may take on the device: three quarters of the budget, or of what is free there now."""
+        if self.device.type == "cpu":
+            return math.inf
+        return 0.75 * (self._placing.budget.n_bytes or free_bytes(self.device))
 
 
 def _device(name: str) -> torch.device:

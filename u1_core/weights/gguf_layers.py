@@ -80,6 +80,12 @@ def layer_blocks(source: GgufSource, tower: str, index: int) -> dict[str, Tensor
     return {name: source.raw(name) for name, _ in layer_tensor_shapes(source.config, tower, index)}
 
 
+def largest_layer_bytes(source: GgufSource, tower: str, dtype: torch.dtype) -> int:
+    """Bytes of the blocks of a tower's largest layer, as a `BlockArena` lays them out."""
+    arena = BlockArena(source, tower, (), dtype)
+    return max(arena.layer_bytes(index) for index in range(source.config.layers))
+
+
 def dequantised_layer(
     source: GgufSource,
     tower: str,

@@ -1,0 +1,118 @@
+"""From what the parts of a step take to what a whole step takes, for any plan."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from u1_core.model.stack import Keep
+from u1_core.plan.costs import Bus, Costs
+from u1_core.plan.plan import Cost
+from u1_core.plan.timeline import Visit, step_seconds
+from u1_core.plan.work import TrainingWork, Work
+from u1_core.weights.placement import Placement
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A step whose cost can be told for any plan: `predict` is what a `Plan` asks."""
+
+    layers: int
+    layer_bytes: int
+    """On the card."""
+    copied_bytes: int
+    """Of a layer across the bus, and in a slot: fewer than `layer_bytes` if they are quantised."""
+    micro_batches: int
+    """Passes that make up the step."""
+    fixed_bytes: int
+    """On the card whatever the plan: the tower's other tensors, what is trained, prefix K/V, running means."""
+    layer_gradient_bytes: int
+    ends_gradient_bytes: int
+    trains: bool
+    costs: Costs
+    bus: Bus
+    host_free_bytes: int
+    """What streamed layers may take of the host's memory."""
+
+    @classmethod
+    def of(cls, work: Work, costs: Costs, bus: Bus, host_free_bytes: int, other_bytes: int = 0) -> "StepModel":
+        """`other_bytes` are held on the card by something else than this work and its tower, and stay."""
+        training = isinstance(work, TrainingWork)
+        return cls(
+            layers=work.config.layers,
+            layer_bytes=work.layer_bytes,
+            copied_bytes=work.copied_bytes or work.layer_bytes,
+            micro_batches=work.micro_batches if training else 1,
+            fixed_bytes=work.still_bytes + other_bytes,
+            layer_gradient_bytes=work.layer_gradient_bytes if training else 0,
+            ends_gradient_bytes=work.ends_gradient_bytes if training else 0,
+            trains=training,
+            costs=costs,
+            bus=bus,
+            host_free_bytes=host_free_bytes,
+        )
+
+    def predict(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> Cost:
+        return Cost(self.peak_bytes(placement, kept, together), self.seconds(placement, kept, together))
+
+    def seconds(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> float:
+        streamed = [index for index in range(self.layers) if index not in placement.resident]
+        pinned = set(streamed[: self.bus.pinned_bytes // self.copied_bytes])
+        return step_seconds(
+            list(self._visits(kept, together)),
+            placement.resident,
+            placement.slots,
+            lambda index: self.bus.seconds(self.copied_bytes, index in pinned),
+        )
+
+    def arithmetic_s(self, kept: tuple[Keep, ...], together: int) -> float:
+        """Seconds of a step that never waits for a layer."""
+        return sum(visit.seconds for visit in self._visits(kept, together))
+
+    def peak_bytes(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> int:
+        costs = self.costs
+        still = self.weights_bytes(placement) + self.fixed_bytes + costs.update.state_bytes + costs.slack_bytes
+        if not self.trains:
+            return still + costs.ends.held_bytes + max(costs.ends.work_bytes, costs.layer[Keep.INPUT].work_bytes)
+        group = max(self._groups(together))
+        gradients = self.layers * self.layer_gradient_bytes + self.ends_gradient_bytes
+        passing = max(self._backward_moments(kept, group, gradients if group < self.micro_batches else 0))
+        return still + max(passing, gradients + costs.update.work_bytes)
+
+    def weights_bytes(self, placement: Placement) -> int:
+        """Resident layers, slots, and the one layer in use that quantised slots are dequantised to."""
+        resident = len(placement.resident)
+        slots = placement.slots if resident < self.layers else 0
+        dequantised = self.layer_bytes if slots and self.copied_bytes < self.layer_bytes else 0
+        return resident * self.layer_bytes + slots * self.copied_bytes + dequantised
+
+    def host_bytes(self, placement: Placement) -> int:
+        """The streamed layers in host memory."""
+        return (self.layers - len(placement.resident)) * self.copied_bytes
+
+    def _groups(self, together: int) -> list[int]:
+        """Micro-batches that go together, group by group."""
+        full, rest = divmod(self.micro_batches, together)
+        return [together] * full + [rest] * bool(rest)
+
+    def _visits(self, kept: tuple[Keep, ...], together: int) -> Iterator[Visit]:
+        for group in self._groups(together):
+            yield from self._pass(kept, group)
+        yield Visit(None, self.costs.update.seconds)
+
+    def _pass(self, kept: tuple[Keep, ...], group: int) -> Iterator[Visit]:
+        costs = [self.costs.layer[keep] for keep in kept]
+        for index, cost in enumerate(costs):
+            yield Visit(index, group * cost.forward_s)
+        yield Visit(None, group * self.costs.ends.seconds)
+        if self.trains:
+            for index in reversed(range(self.layers)):
+                yield Visit(index, group * costs[index].backward_s)
+
+    def _backward_moments(self, kept: tuple[Keep, ...], group: int, before: int) -> Iterator[int]:
+        """Bytes at the head's backward and at each layer's: kept by those below, worked with, gradients so far."""
+        ends, costs = self.costs.ends, [self.costs.layer[keep] for keep in kept]
+        held = [group * total for total in accumulate(cost.kept_bytes for cost in costs)]
+        yield group * (ends.held_bytes + ends.head_kept_bytes) + held[-1] + ends.work_bytes + before
+        for index, cost in enumerate(costs):
+            done = (self.layers - index) * self.layer_gradient_bytes + self.ends_gradient_bytes
+            yield group * ends.held_bytes + held[index] + cost.work_bytes + max(before, done)
