@@ -57,10 +57,10 @@ def endless(tmp_path, models) -> Path:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """(condition): waits until it holds, a minute at most."""
+    """(condition): waits until it holds, three minutes at most: the machine may be busy."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.02)
