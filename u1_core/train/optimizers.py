@@ -11,10 +11,14 @@ from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
+from u1_core.train.one_piece import OnePiece
 from u1_core.train.recipe import Train
 
 BETAS = (0.9, 0.95)
 """As the reference trainer has them."""
+
+_SMALLEST_8BIT = 4096
+"""Numbers in the smallest tensor whose optimizer state is 8-bit."""
 
 Group = dict[str, Any]
 
@@ -74,8 +78,33 @@ def _adamw(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Op
 def _paged_adamw8bit(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
     import bitsandbytes
 
-    optimizer = bitsandbytes.optim.PagedAdamW8bit(groups, betas=BETAS, weight_decay=weight_decay)
+    pieces, gathered = [], []
+    for group in groups:
+        # Smaller ones have 32-bit states, by the package's own rule.
+        large = [leaf for leaf in group["params"] if leaf.numel() >= _SMALLEST_8BIT]
+        small = [leaf for leaf in group["params"] if leaf.numel() < _SMALLEST_8BIT]
+        made = [OnePiece(large)] if large else []
+        pieces += made
+        gathered.append({**group, "params": [*(piece.parameter for piece in made), *small]})
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(
+        gathered, betas=BETAS, weight_decay=weight_decay, min_8bit_size=_SMALLEST_8BIT
+    )
+    _zero_in_place(optimizer, pieces)
     return optimizer, f"paged 8-bit AdamW of bitsandbytes {bitsandbytes.__version__}"
+
+
+def _zero_in_place(optimizer: torch.optim.Optimizer, pieces: Sequence[OnePiece]) -> None:
+    """Have `zero_grad` leave the pieces' gradients where they are."""
+    plainly = optimizer.zero_grad
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        held = [piece.parameter.grad for piece in pieces]
+        plainly(set_to_none)
+        for piece, gradient in zip(pieces, held, strict=True):
+            piece.parameter.grad = gradient
+            piece.zero_grad()
+
+    optimizer.zero_grad = zero_grad
 
 
 def _adafactor(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
