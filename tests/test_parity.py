@@ -14,10 +14,14 @@ ORACLES = ("dense", "moe", "u15")
 KEY = "language_model.model.layers.1.self_attn.k_proj"
 
 
+ON_A_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="parity on a card needs one")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_CARD)])
 @pytest.mark.parametrize("name", ORACLES)
-def test_the_compact_oracle(compact_oracle, name):
+def test_the_compact_oracle(compact_oracle, name, device):
     """What the repository itself carries: every kind of case."""
-    verdicts = {verdict.case: verdict for verdict in run_parity(compact_oracle(name))}
+    verdicts = {verdict.case: verdict for verdict in run_parity(compact_oracle(name), device=device)}
     manifest = json.loads((compact_oracle(name) / "manifest.json").read_text(encoding="utf-8"))
     assert list(verdicts) == list(manifest["cases"])
     assert {"prefix_cond", "vision_understanding", "understand", "interleave_dual_cfg", "train_step"} <= set(verdicts)

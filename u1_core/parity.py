@@ -68,31 +68,47 @@ class Verdict:
         return self.error <= self.tolerance
 
 
-def run_parity(folder: Path, on_verdict: Callable[[Verdict], None] = lambda verdict: None) -> list[Verdict]:
-    """Run every case of a parity folder on the CPU, in fp32. Raises U1Error for a folder that is none."""
-    oracle = Oracle(folder)
-    verdicts = []
-    for name, case in oracle.cases.items():
-        verdicts.append(_judge(oracle, name, case))
-        on_verdict(verdicts[-1])
+def run_parity(
+    folder: Path, on_verdict: Callable[[Verdict], None] = lambda verdict: None, device: str = "cpu"
+) -> list[Verdict]:
+    """Run every case of a parity folder in fp32. Raises U1Error for a folder that is none.
+
+    On a card the fast kernels take part; its tensor cores' shortcuts for fp32 do not.
+    """
+    oracle = Oracle(folder, device)
+    verdicts, shortcuts = [], torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for name, case in oracle.cases.items():
+            verdicts.append(_judge(oracle, name, case))
+            on_verdict(verdicts[-1])
+    finally:
+        torch.backends.cudnn.allow_tf32 = shortcuts
     return verdicts
+
+
+class _ReferenceNoise(Session):
+    """A session whose noise is what the reference's was, drawn on a CPU, wherever it computes."""
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
 
 
 class Oracle:
     """A parity folder, opened."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
         self.cases = _read_cases(folder / "manifest.json")
-        self.session = Session.open(folder / "model", device="cpu", dtype="fp32")
+        self.session = _ReferenceNoise.open(folder / "model", device=device, dtype="fp32")
 
     def expected(self, name: str) -> dict[str, Tensor]:
-        """What the official code computed for a case."""
+        """What the official code computed for a case, on the session's device."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise U1Error(f"{path}: the case is in the manifest, but its tensors are missing")
         try:
-            return _Named(str(path), load_file(path))
+            return _Named(str(path), load_file(path, device=str(self.session.device)))
         except (SafetensorError, OSError) as problem:
             raise U1Error(f"{path}: cannot be read ({problem})") from None
 
@@ -107,7 +123,7 @@ class Oracle:
         return [open_picture(self.folder / name) for name in case["images"]]
 
     def lora(self, case: Mapping[str, Any]) -> Adapter:
-        return read_lora(self.folder / case["lora"]).adapter
+        return read_lora(self.folder / case["lora"]).adapter.to(self.session.device)
 
     def lora_missing_from(self, name: str, case: Mapping[str, Any]) -> bool:
         """Whether a LoRA case's picture is, bit for bit, that of another case which is the same but for the LoRA.
@@ -158,7 +174,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """|ours - theirs| / |theirs|, in fp64; infinite if the shapes differ or ours is not finite."""
     if ours.shape != theirs.shape or not ours.isfinite().all():
         return float("inf")
-    ours, theirs = ours.double(), theirs.double()
+    ours, theirs = ours.to(theirs.device).double(), theirs.double()
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
 
 
@@ -184,8 +200,8 @@ def _check_prefix(oracle: Oracle, name: str, case: Mapping[str, Any]) -> Errors:
     yield "positions", _equal(sequence.positions.tolist(), expected["indexes_thw"].tolist())
     span = (0, len(sequence.ids))
     segments = [Segment(*span, keys=(span,), causal=True)]
-    h = embed_tokens(session.understanding, sequence.ids)
-    hidden, k, v = understanding_pass(config, session.understanding, h, sequence.positions, segments)
+    h, positions = embed_tokens(session.understanding, sequence.ids), sequence.positions.to(session.device)
+    hidden, k, v = understanding_pass(config, session.understanding, h, positions, segments)
     if "hidden" in expected:
         yield "hidden", relative_error(hidden, expected["hidden"][0])
     yield from _compare_kv("direct", PrefixKV((KVChunk(k, v),), sequence.next_t), expected)

@@ -11,6 +11,7 @@ from u1_core.parity import Verdict, run_parity
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders with a model, a manifest.json and its cases")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.folders:
         if not args.json:
             print(f"{folder}\n  {'case':<26}{'error':>10}{'allowed':>10}  verdict")
-        verdicts[str(folder)] = run_parity(folder, (lambda verdict: None) if args.json else _print)
+        verdicts[str(folder)] = run_parity(folder, (lambda verdict: None) if args.json else _print, args.device)
     if args.json:
         print(json.dumps({folder: [_row(v) for v in rows] for folder, rows in verdicts.items()}, indent=1))
     passed = all(verdict.passed for rows in verdicts.values() for verdict in rows)

@@ -64,7 +64,7 @@ def draw(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """From built prompts to pictures (B, 3, H, W) in [-1, 1], with the session's LoRAs; noise from `generator`."""
-    noise = draw_noise(session.config, settings.shape, generator, session.dtype)
+    noise = draw_noise(session.config, settings.shape, generator, session.dtype).to(session.device)
     timesteps = sampling_timesteps(settings.steps, settings.shift)
     session.make_room(settings.shape, len(settings.guidance.branches), max(kv.tokens for kv in prefixes.values()))
     weights, terms = session.generation, session.terms(GENERATION)
