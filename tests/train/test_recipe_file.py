@@ -131,51 +131,6 @@ def test_texts_that_look_like_something_else_stay_texts():
     assert (recipe.run_name, recipe.style.trigger) == ("007", "yes")
 
 
-MISTAKES = {
-    "train:\n  losstype: x0": "r.yaml line 2: train.losstype is not a setting; did you mean 'loss_type'?",
-    "\nlr: 3": "r.yaml line 2: lr is not a setting; lr belongs under `train:`",
-    "train: {run_name: a}": "train.run_name is not a setting; run_name belongs at the top, in no section",
-    "trian: {}": "r.yaml line 1: trian is not a setting; did you mean 'train'?",
-    "? [a]\n: b": "r.yaml line 1: a list is not a setting",
-    "train:\n  lr: 1\n  lr: 2": "r.yaml line 3: train.lr is set twice; keep one of the two",
-    "train: 3": "r.yaml line 1: train is 3; it is to be a table of `name: value` lines",
-    "- a": "r.yaml line 1: the recipe is a list; it is to be a table of `name: value` lines",
-    "train: {lr: fast}": "r.yaml line 1: train.lr is 'fast'; allowed: a number above 0",
-    "train: {lr: -1e-4}": "r.yaml line 1: train.lr is -0.0001; allowed: a number above 0",
-    "train: {lr: .nan}": "r.yaml line 1: train.lr is .nan; allowed: a number above 0",
-    "train: {lr: [1]}": "r.yaml line 1: train.lr is a list; allowed: a number above 0",
-    "train: {lr: }": "r.yaml line 1: train.lr is empty; allowed: a number above 0",
-    "train: {steps: 1.5}": "r.yaml line 1: train.steps is 1.5; allowed: a whole number, 1 or more",
-    "train: {steps: 1:30}": "r.yaml line 1: train.steps is 1:30; allowed: a whole number, 1 or more",
-    "train: {shuffle: 1}": "r.yaml line 1: train.shuffle is 1; allowed: true or false",
-    "train: {loss_type: vv}": "r.yaml line 1: train.loss_type is 'vv'; allowed: one of x0, v, x0_huber, v_huber"
-    "; did you mean 'v'?",
-    "lora: {preset: atn_only}": "allowed: one of default, attn_only, attn_mlp, attn_only_no_head, attn_mlp_no_head, "
-    "official_r128, a3b_moe_r8, a3b_moe_router_r8; did you mean 'attn_only'?",
-    "lora:\n  spec: attn=r64;mpl=r3": "r.yaml line 2: lora.spec will not do: LoRA spec entry 'mpl=r3': there is no "
-    "target 'mpl'; did you mean 'mlp'?",
-    "unfreeze: a": "r.yaml line 1: unfreeze is 'a'; allowed: a list, each item a regular expression",
-    "unfreeze:\n- a\n- '('": "r.yaml line 3: unfreeze[1] is '('; allowed: a regular expression",
-    "lora: {preset: ~}\nunfreeze: []": "r.yaml line 2: unfreeze is empty, and so are lora.preset and lora.spec: "
-    "nothing would be trained",
-    "train:\n  cond_dropout_text: .6\n  cond_dropout_both: 0.6": "r.yaml line 3: train.cond_dropout_both and "
-    "train.cond_dropout_text are 1.2 together; allowed: 1 at most",
-    "a: b: c": "r.yaml line 1: not valid YAML: mapping values are not allowed here",
-    "data:\n\t- a": "r.yaml line 2: not valid YAML: found character '\\t' that cannot start any token",
-    "a: 1\n---\nb: 2": "r.yaml line 2: not valid YAML: but found another document",
-    "\0": "r.yaml: not valid YAML: unacceptable character #x0000: special characters are not allowed",
-    "[" * 3000: "r.yaml: not valid YAML",
-}
-
-
-@pytest.mark.parametrize("text", MISTAKES, ids=range(len(MISTAKES)))
-def test_mistakes_are_one_line_with_the_place(text):
-    with pytest.raises(U1Error) as caught:
-        parse_recipe(text, "r.yaml")
-    assert MISTAKES[text] in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_files_that_are_none(tmp_path):
     with pytest.raises(U1Error, match="there is no such recipe"):
         load_recipe(tmp_path / "r.yaml")
@@ -186,3 +141,14 @@ def test_files_that_are_none(tmp_path):
         load_recipe(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + textwrap.dedent("run_name: bom").encode())
     assert load_recipe(tmp_path / "r.yaml").run_name == "bom"
+
+
+def test_prodigy_and_schedule_free_ask_for_what_they_need():
+    for settings, words in (
+        ("optimizer: prodigy", "train.lr is 5e-05, but prodigy finds its own"),
+        ("{optimizer: prodigy, lr: 1, lora_plus: 16}", "train.lora_plus cannot be with prodigy"),
+        ("{optimizer: schedule_free, lr_schedule: cosine}", "train.lr_schedule is cosine, but schedule_free takes"),
+    ):
+        with pytest.raises(U1Error, match=words):
+            parse_recipe(f"train:\n  {settings}" if settings[0] != "{" else f"train: {settings}", "r.yaml")
+    assert Recipe().train.optimizer == "auto"
