@@ -61,7 +61,8 @@ def train(
     trainer's weights.
 
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
-    where it took several pictures), "checkpoint" and "results" (the file saved), "rollback" and "warning" (a message).
+    where it took several pictures), "checkpoint" and "results" (the file saved), "rollback", "warning" and
+    "out_of_memory" (a message).
     The session's lease is held while the model is at work, and free between steps. Asked to stop, or at an error, the
     run saves a checkpoint and ends; asked before its first step, it leaves nothing and returns None. What hooks find is
     told under their names: "validation", "preview".
@@ -147,7 +148,8 @@ class _Run:
         while True:
             if not self._looked:
                 self._look()
-            if self._step == self._settings.steps or not self._job.go_on():
+            # Half an update is undone before all else, so that what is saved at the end is whole.
+            if self._step == self._settings.steps or not (self._trainer.updating or self._job.go_on()):
                 return
             records = self._take_step()
             if not records:
@@ -162,32 +164,37 @@ class _Run:
                 self._save()
 
     def _take_step(self) -> list[Record]:
-        """The next step's records; none where memory ran out and it has to be taken again."""
+        """The next step's records; none where there is something else to do before it."""
         try:
             with self._session.lease:
+                if self._trainer.updating:
+                    return self._undo_update()
                 return self._trainer.step(self._step + 1)
         except torch.OutOfMemoryError as problem:
             reason = str(problem).partition("\n")[0]
         # Out here nothing holds on any more to what the step had allocated.
         with self._session.lease:
             given_up = make_room(self._session, self._trainer)
-            told = {"step": self._step + 1, "given_up": given_up, "reason": reason}
-            if self._trainer.updating:
-                told["from_step"] = self._go_back()
+        message = f"memory ran out in step {self._step + 1}; it is taken again with {given_up}"
+        told = {"step": self._step, "given_up": given_up, "reason": reason, "message": message}
         self._log([{"event": "out_of_memory", **told}])
         self._job.emit("out_of_memory", **told)
         return []
 
-    def _go_back(self) -> int:
-        """Undo half an update: return to the newest checkpoint, or to the start. Returns the step gone on from."""
-        state = newest_state(self._folder.checkpoints)
-        self._journal.cut(state.log_bytes if state else 0)
+    def _undo_update(self) -> list[Record]:
+        """Leave half an update behind: go back to the newest checkpoint, or to the start. Returns no records."""
+        gone, state = self._step + 1, newest_state(self._folder.checkpoints)
         if state:
             self._return_to(state)
         else:
             self._trainer.restore(**state_at_start(self._session, self._trainer))
             self._step, self._saved_at, self._looked = 0, 0, False
-        return self._step
+        self._journal.cut(state.log_bytes if state else 0)
+        reason = "memory ran out in the middle of an update"
+        told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": self._trainer.guard.lr_scale}
+        self._log([{"event": "rollback", **told}])
+        self._job.emit("rollback", **told)
+        return []
 
     def _save_is_due(self) -> bool:
         every, minutes = self._settings.checkpoint_every, self._settings.checkpoint_minutes

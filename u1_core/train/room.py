@@ -7,6 +7,8 @@ kin allocate in the first update only, and by the time of an update all activati
 """
 
 import gc
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -20,21 +22,31 @@ from u1_core.weights.placement import Placement
 
 
 def make_room(session: Session, trainer: Trainer) -> str:
-    """Take one step back in the trainer's plan; returns in words what is given up.
+    """Take a step back in the trainer's plan, the tower's layers placed anew if need be; returns what is given up.
 
     Raises U1Error if nothing is left that could be.
     """
-    before, after = trainer.plan, trainer.plan.step_back()
-    if after is None:
-        raise U1Error(
-            "memory ran out, and the plan has nothing left to give up: lower data.cap_max_pixels, train.batch_size or "
-            "the LoRA's rank, or close what else uses the card"
-        )
-    gc.collect()
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
-    trainer.plan = after
-    return given_up(before, after)
+    before = trainer.plan
+    while after := trainer.plan.step_back():
+        trainer.plan = after
+        gc.collect()
+        if session.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with suppress(torch.OutOfMemoryError):  # then one step more
+            if after.placement != before.placement:
+                _place(session, trainer)
+            return given_up(before, after)
+    raise U1Error(
+        "memory ran out, and the plan has nothing left to give up: lower data.cap_max_pixels, train.batch_size or the "
+        "LoRA's rank, or close what else uses the card"
+    )
+
+
+def _place(session: Session, trainer: Trainer) -> None:
+    """Bring the tower's layers to where the plan has them. Those that are there are let go first."""
+    trainer.base = replace(trainer.base, layers=())
+    session.place(trainer.plan.placement)
+    trainer.base = replace(trainer.base, layers=session.base_generation.layers)
 
 
 def given_up(before: Plan, after: Plan) -> str:
