@@ -36,6 +36,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"  {nodeid}", red=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """What can be made again is kept apart from the user's, also by programs that tests start."""
+    os.environ["U1_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of facts beside the checkout: the released models' configs and shapes, the whole oracle."""

@@ -6,7 +6,7 @@ import torch
 
 from u1_core.model.linear import LowRank, TowerTerms
 from u1_core.prefix import build
-from u1_core.prefix.build import SHORTEST_HEAD, build_prefixes, prefix_bytes
+from u1_core.prefix.build import SHORTEST_HEAD, build_blocks, build_prefixes, opens_with, prefix_bytes
 from u1_core.weights.store import load_understanding
 
 
@@ -152,8 +152,8 @@ def test_groups_change_nothing(tiny, sequence, words, agrees, monkeypatch, group
     monkeypatch.setattr(build, "GROUP_TOKENS", group_tokens)
     original = build._Group.__init__
 
-    def counted(self, config, weights, pieces):
-        original(self, config, weights, pieces)
+    def counted(self, config, weights, pieces, rest):
+        original(self, config, weights, pieces, rest)
         sizes.append([len(piece) for piece in pieces])
 
     monkeypatch.setattr(build._Group, "__init__", counted)
@@ -201,3 +201,75 @@ def test_nothing_is_kept_for_gradients(tiny, sequence, words):
     built = build_prefixes(model.config, model.understanding, [sequence(model.config, words(5, 0))])[0]
     assert not built.last_hidden.requires_grad
     assert not built.kv.chunks[0].k.requires_grad
+
+
+def blocks_with_a_head(sequence, words, config):
+    """Two blocks of prompts that begin with 24 tokens and one of prompts that do not; and the head."""
+    head = words(24, 0)
+    first = [sequence(config, head + words(tail, tail)) for tail in (5, 1, 9)]
+    second = [sequence(config, head + words(7, 20)), sequence(config, words(30, 21))]
+    return [first, second, [sequence(config, words(4, 22))]], head
+
+
+def test_blocks_are_what_each_prompt_gives_by_itself(kind, tiny, sequence, words, direct, close):
+    model = tiny(kind)
+    blocks, head = blocks_with_a_head(sequence, words, model.config)
+    built = build_blocks(model.config, model.understanding, blocks, head)
+    assert [[prefix.tokens for prefix in block] for block in built] == [[29, 25, 33], [31, 30], [4]]
+    assert [[len(prefix.chunks) for prefix in block] for block in built] == [[2, 2, 2], [2, 1], [1]]
+    assert len({id(prefix.chunks[0]) for block in built for prefix in block if len(prefix.chunks) == 2}) == 1
+    for one, prefix in (
+        (one, prefix) for pair in zip(blocks, built, strict=True) for one, prefix in zip(*pair, strict=True)
+    ):
+        _, k, v = direct(model, one)
+        assert prefix.next_t == len(one.ids)
+        assert close(torch.cat([chunk.k for chunk in prefix.chunks], dim=1), k)
+        assert close(torch.cat([chunk.v for chunk in prefix.chunks], dim=1), v)
+
+
+@pytest.mark.parametrize("group_tokens", [6, 10_000])
+def test_a_block_has_the_same_bits_whatever_is_built_with_it(kind, tiny, sequence, words, monkeypatch, group_tokens):
+    monkeypatch.setattr(build, "GROUP_TOKENS", group_tokens)
+    model = tiny(kind)
+    blocks, head = blocks_with_a_head(sequence, words, model.config)
+    together = build_blocks(model.config, model.understanding, blocks[::-1], head)[::-1]
+    for block, expected in zip(blocks, together, strict=True):
+        (alone,) = build_blocks(model.config, model.understanding, [block], head)
+        for one, other in zip(alone, expected, strict=True):
+            pairs = list(zip(one.chunks, other.chunks, strict=True))
+            assert all(torch.equal(a.k, b.k) and torch.equal(a.v, b.v) for a, b in pairs)
+
+
+def test_blocks_take_the_low_rank_terms_and_rest_where_they_are_told(tiny, sequence, words, close):
+    model = tiny("u1")
+    blocks, head = blocks_with_a_head(sequence, words, model.config)
+    term = LowRank(torch.randn(2, 64, generator=torch.Generator().manual_seed(3)), torch.ones(64, 2), 0.1)
+    terms = TowerTerms([{"self_attn.q_proj": (term,)}, {}, {}], {})
+    plain, changed = (build_blocks(model.config, model.understanding, blocks, head, each) for each in (None, terms))
+    assert close(changed[0][0].chunks[1].k[0], plain[0][0].chunks[1].k[0])
+    assert not close(changed[0][0].chunks[1].k[1], plain[0][0].chunks[1].k[1], 1e-2)
+    resting = build_blocks(model.config, model.understanding, blocks, head, rest=torch.device("meta"))
+    assert {chunk.k.device.type for block in resting for prefix in block for chunk in prefix.chunks} == {"meta"}
+
+
+def test_every_layer_is_asked_for_once_for_all_blocks(tiny, sequence, words):
+    model = tiny("u1")
+    weights = replace(model.understanding, layers=CountedLayers(model.understanding.layers))
+    blocks, head = blocks_with_a_head(sequence, words, model.config)
+    build_blocks(model.config, weights, blocks, head)
+    assert weights.layers.asked == [1, 1, 1]
+
+
+def test_what_opens_with_a_head(tiny, sequence, words, random_picture):
+    config, ids = tiny("u1").config, [1, 2, 3]
+    picture = random_picture(config, 1, 2, 0)
+    prompts = [
+        sequence(config, ids),
+        sequence(config, [1, 2]),
+        sequence(config, [1, 4, 3]),
+        sequence(config, [1, 2], picture),
+        sequence(config, [1], picture),
+        sequence(config, picture, [1, 2]),
+    ]
+    assert [opens_with(each, [1, 2]) for each in prompts] == [True, False, False, True, False, False]
+    assert not opens_with(prompts[0], [])

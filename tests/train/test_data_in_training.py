@@ -18,9 +18,11 @@ from u1_core.data.pack import pack
 from u1_core.data.picture_cache import training_pictures
 from u1_core.jobs import Job
 from u1_core.model.views import KVChunk, PrefixKV
+from u1_core.prefix.store import PrefixStore, Room
+from u1_core.prefix.units import PromptSet
 from u1_core.text.sequence import Span, TokenSequence
 from u1_core.train.order import Order
-from u1_core.train.prefixes import KEPT_BLOCKS, CaptionKVs, CaptionPrefixes
+from u1_core.train.prefixes import CaptionPrefixes
 from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Train
 from u1_core.train.rng import BLOCK, WINDOW
@@ -125,18 +127,27 @@ class Sequences(list):
     """As many prompts as there are rows, made when they are asked for."""
 
     def __init__(self, count):
-        self.count, self.made = count, 0
+        self.count = count
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        self.made += 1
         return TokenSequence(torch.tensor([index]), torch.zeros(3, 1), (Span(0, 1, False),), ())
 
 
-def build(sequences):
-    return [PrefixKV((KVChunk(torch.zeros(1, 8, 1, 1), torch.zeros(1, 8, 1, 1)),), 1) for _ in sequences]
+class Builder:
+    """Stands in for the understanding tower: K/V that tell the row, and the rows that each pass built."""
+
+    def __init__(self, config):
+        self.shape, self.passes = (config.layers, 1, config.kv_heads, config.head_dim), []
+
+    def __call__(self, units, rest):
+        self.passes.append([int(each.ids[0]) for unit in units for each in unit])
+        return [[PrefixKV((self.chunk(each.ids),), 1) for each in unit] for unit in units]
+
+    def chunk(self, ids):
+        return KVChunk(*(torch.full(self.shape, float(ids[0])) for _ in range(2)))
 
 
 def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, monkeypatch):
@@ -152,20 +163,29 @@ def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, mon
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=64)
     monkeypatch.setattr("u1_core.data.table.CACHE_BYTES", 10 * 64 * 1000)
     dataset = open_dataset(path)
-    sequences = Sequences(rows)
-    captions = CaptionKVs(sequences, build, torch.device("cpu"), 10**12)
+    config, kv_bytes = tiny("u1").config, 2 * tiny("u1").config.kv_token_bytes
+    build, room = Builder(config), Room(0, 100 * kv_bytes, int(1.5 * WINDOW) * (kv_bytes + 300), tmp_path / "kv")
+    prompts = PromptSet(config, torch.float32, Sequences(rows), (), "")
+    captions = PrefixStore(prompts, build, room, torch.device("cpu"))
+    captions.fill()
     pictures = training_pictures(dataset, Framing(16 * 16, 8), budget_bytes=100 * 16 * 16 * 3, workers=2)
     data = TrainingSet(dataset, pictures, CaptionPrefixes(captions, None), Order(Train(), rows, None))
-    draw = partial(draw_turn, tiny("u1").config, Train(), data)
+    draw = partial(draw_turn, config, Train(), data)
     seen, held = set(), []
     for number in range(rows):
-        seen.add(draw(number).sample)
+        turn = draw(number)
+        seen.add(turn.sample)
+        assert turn.sample == f"row {int(turn.prefix.chunks[0].v[0, 0, 0, 0])}"
         if number % 64 == 0:
-            held.append((captions.n_bytes, dataset.table.held_bytes))
+            on_disk = sum(file.stat().st_size for file in room.folder.iterdir())
+            held.append((captions.n_bytes, on_disk, dataset.table.held_bytes))
     assert seen == {f"row {i}" for i in range(rows)}
-    assert max(kvs for kvs, _ in held) <= KEPT_BLOCKS * BLOCK * 64
-    assert max(table for _, table in held) <= 10 * 64 * 1000
+    memory, on_disk, table = (max(values) for values in zip(*held, strict=True))
+    assert memory <= room.host_bytes
+    assert on_disk <= room.disk_bytes < rows * kv_bytes
+    assert table <= 10 * 64 * 1000
     assert len(pictures._kept) == 100
-    # Each block was built once in the epoch, the one that a window's edge cuts perhaps twice.
-    assert rows <= sequences.made <= rows + 4 * BLOCK
+    # A pass for each stretch of the epoch, and each block built once, the one that a window's edge cuts perhaps twice.
+    assert len(build.passes) <= 5
+    assert rows <= sum(map(len, build.passes)) <= rows + 4 * BLOCK
     pictures.close()

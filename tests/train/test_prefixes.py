@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -5,19 +6,13 @@ import torch
 
 from u1_core.data.folder import Sample
 from u1_core.errors import U1Error
-from u1_core.model.views import KVChunk, PrefixKV
+from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.prefix.build import prefix_bytes
+from u1_core.prefix.units import BLOCK
 from u1_core.text.prompts import training_caption, unconditional
-from u1_core.text.sequence import Span, TokenSequence, build_sequence
-from u1_core.train.prefixes import (
-    KEPT_BLOCKS,
-    CaptionKVs,
-    CaptionSequences,
-    build_caption_prefixes,
-    move_prefix,
-)
+from u1_core.text.sequence import build_sequence
+from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes, move_prefix
 from u1_core.train.recipe import Data, Recipe, Runtime, Style, Train
-from u1_core.train.rng import BLOCK, WINDOW
 
 SAMPLES = [Sample(f"{i}.png", None, f"number {i}", "because") for i in range(3)]
 
@@ -45,7 +40,7 @@ def test_prefixes_share_their_head_and_the_empty_prompt_is_built_only_where_it_i
     heads = {id(prefix.chunks[0]) for prefix in prefixes.captions}
     assert len(heads) == 1
     assert [prefix.tokens for prefix in prefixes.captions] == [len(sequence.ids) for sequence in sequences]
-    assert prefixes.n_bytes == prefix_bytes(prefixes.captions) < sum(prefix_bytes([p]) for p in prefixes.captions)
+    assert prefixes.n_bytes == prefix_bytes(list(prefixes.captions)) < sum(prefix_bytes([p]) for p in prefixes.captions)
     dropping = build_caption_prefixes(session, Recipe(train=Train(cond_dropout_both=0.1)), sequences)
     assert dropping.unconditional.tokens == len(build_sequence(session.tokenizer, unconditional()).ids)
     assert len(dropping.captions) == 3
@@ -63,111 +58,76 @@ def test_prefixes_that_rest_elsewhere_still_share_and_come_back_the_same(session
     assert (stays.next_t, replace(stays, next_t=0).tokens) == (captions[0].next_t, captions[0].tokens)
 
 
-class Builder:
-    """Stands in for the understanding tower: K/V that tell the prompt, and a list of what was built together."""
-
-    def __init__(self):
-        self.blocks = []
-
-    def __call__(self, sequences):
-        self.blocks.append([int(sequence.ids[0]) for sequence in sequences])
-        shared = KVChunk(torch.zeros(1, 4, 1, 2), torch.ones(1, 4, 1, 2))
-        return [PrefixKV((shared, self.chunk(sequence)), sequence.next_t) for sequence in sequences]
-
-    def chunk(self, sequence):
-        values = sequence.ids.float().view(1, -1, 1, 1).repeat(1, 1, 1, 2)
-        return KVChunk(values, values + 1)
-
-
-def sequences_of(count):
-    spans, times = (Span(0, 2, False),), torch.arange(2).expand(3, 2)
-    return [TokenSequence(torch.tensor([i, 7]), times, spans, ()) for i in range(count)]
-
-
 def same(one, other):
     pairs = zip(one.chunks, other.chunks, strict=True)
     return one.next_t == other.next_t and all(torch.equal(a.k, b.k) and torch.equal(a.v, b.v) for a, b in pairs)
 
 
-CPU = torch.device("cpu")
-HEAD_BYTES, TAIL_BYTES = 2 * 4 * 2 * 4, 2 * 2 * 2 * 4
+class Passes(Sequence):
+    """Layers that count how often the tower is gone through."""
+
+    def __init__(self, layers):
+        self.layers, self.count = layers, 0
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __getitem__(self, index):
+        self.count += index == 0
+        return self.layers[index]
 
 
-def test_a_small_set_is_built_once_block_by_block_and_kept():
-    build = Builder()
-    captions = CaptionKVs(sequences_of(BLOCK + 3), build, CPU, 10**9)
-    captions.fill()
-    assert [len(block) for block in build.blocks] == [BLOCK, 3]
-    assert captions[BLOCK + 2].chunks[1].k[0, 0, 0, 0] == BLOCK + 2
-    assert [prefix.next_t for prefix in captions] == [2] * (BLOCK + 3)
-    assert len(build.blocks) == 2
-    assert captions.n_bytes == 2 * HEAD_BYTES + (BLOCK + 3) * TAIL_BYTES
-    with pytest.raises(IndexError):
-        captions[BLOCK + 3]
+@pytest.fixture
+def counted(session):
+    """The session's understanding tower counts its passes."""
+    layers = Passes(session.understanding.layers)
+    session.__dict__["understanding"] = replace(session.understanding, layers=layers)
+    return layers
 
 
-def test_what_the_memory_does_not_hold_is_let_go_and_built_again_the_same():
-    build = Builder()
-    one_block = HEAD_BYTES + BLOCK * TAIL_BYTES
-    captions = CaptionKVs(sequences_of(4 * BLOCK), build, CPU, 2 * one_block)
-    first = captions[5]
-    for index in (BLOCK, 1, 2 * BLOCK):
-        captions[index]
-    assert captions.n_bytes == 2 * one_block  # blocks 0 and 2: block 1 was used longest ago
-    assert captions[5] is first
-    for index in (BLOCK, 3 * BLOCK):
-        captions[index]
-    assert [block[0] // BLOCK for block in build.blocks] == [0, 1, 2, 1, 3]
-    again = captions[5]
-    assert again is not first
-    assert same(again, first)
+def test_one_pass_builds_every_caption_and_the_empty_prompt(session, counted, tmp_path):
+    samples = [Sample(f"{i}.png", None, f"number {i}") for i in range(3 * BLOCK)]
+    recipe = Recipe(runtime=Runtime(prefix_dir=str(tmp_path)), train=Train(cond_dropout_text=0.1))
+    sequences = CaptionSequences(session.tokenizer, recipe, samples)
+    built = build_caption_prefixes(session, recipe, sequences)
+    assert counted.count == 1
+    assert len(list(tmp_path.iterdir())) == 5  # three blocks, the empty prompt, the head
+    again = build_caption_prefixes(session, recipe, sequences)
+    assert counted.count == 1
+    assert all(same(one, other) for one, other in zip(built.captions, again.captions, strict=True))
+    assert same(built.unconditional, again.unconditional)
 
 
-def test_a_large_set_is_never_held_whole_however_much_memory_there_is():
-    build = Builder()
-    captions = CaptionKVs(sequences_of(3 * WINDOW), build, CPU, 10**12)
-    captions.fill()
-    assert build.blocks == []
-    for index in range(0, len(captions), BLOCK):
-        captions[index]
-    assert captions.n_bytes == KEPT_BLOCKS * (HEAD_BYTES + BLOCK * TAIL_BYTES)
+def test_the_head_is_what_no_caption_changes(session):
+    for style, begins in ((Style(trigger="sty"), 24), (Style(), 20)):
+        sequences = CaptionSequences(session.tokenizer, Recipe(style=style), SAMPLES)
+        head = sequences.head()
+        assert len(head) > begins
+        assert all(tuple(sequence.ids[: len(head)].tolist()) == head for sequence in sequences)
+    bare = Recipe(style=Style(prompt_template="plain"))
+    assert CaptionSequences(session.tokenizer, bare, SAMPLES).head() == ()
+    assert build_caption_prefixes(session, bare, CaptionSequences(session.tokenizer, bare, SAMPLES)).captions[1].tokens
 
 
-def test_blocks_in_a_folder_are_read_back_bit_for_bit(tmp_path):
-    build = Builder()
-    sequences = sequences_of(BLOCK + 1)
-    built = list(CaptionKVs(sequences, build, CPU, 10**9, tmp_path, "this model"))
-    assert len(list(tmp_path.glob("*.safetensors"))) == len(build.blocks) == 2
-    again = CaptionKVs(sequences, build, CPU, 10**9, tmp_path, "this model")
-    assert all(same(one, other) for one, other in zip(again, built, strict=True))
-    assert again[0].chunks[0] is again[1].chunks[0]
-    assert len(build.blocks) == 2
-    list(CaptionKVs(sequences, build, CPU, 10**9, tmp_path, "another model"))
-    assert len(build.blocks) == 4
-
-
-def test_a_damaged_file_of_a_block_is_built_and_written_again(tmp_path):
-    build = Builder()
-    sequences = sequences_of(2)
-    CaptionKVs(sequences, build, CPU, 10**9, tmp_path)[0]
-    (path,) = tmp_path.glob("*.safetensors")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:40])
-    CaptionKVs(sequences, build, CPU, 10**9, tmp_path)[0]
-    assert len(build.blocks) == 2
-    assert path.read_bytes() == whole
-
-
-def test_a_folder_that_takes_nothing_is_done_without(tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way")
-    captions = CaptionKVs(sequences_of(2 * BLOCK), Builder(), CPU, 10**9, tmp_path / "file")
-    assert captions[0].next_t == captions[2 * BLOCK - 1].next_t == 2
-    assert [record.message.startswith("prefix K/V is not kept: ") for record in caplog.records] == [True]
-
-
-def test_kept_prefixes_of_a_model_are_the_bits_that_were_built(session, tmp_path):
-    sequences = CaptionSequences(session.tokenizer, Recipe(), SAMPLES)
+def test_a_generation_lora_uses_what_is_kept_and_an_understanding_one_does_not(session, counted, tmp_path):
     recipe = Recipe(runtime=Runtime(prefix_dir=str(tmp_path)))
-    built, kept = (build_caption_prefixes(session, recipe, sequences).captions for _ in range(2))
-    assert all(same(one, other) for one, other in zip(built, kept, strict=True))
-    assert len(list(tmp_path.iterdir())) == 1
+    sequences = CaptionSequences(session.tokenizer, recipe, SAMPLES)
+    width = session.config.width
+
+    def lora(tower: str) -> Adapter:
+        path = f"language_model.model.layers.0.self_attn.o_proj{tower}"
+        return Adapter({path: LoraModule(torch.ones(1, 64), torch.ones(width, 1), 1.0)})
+
+    plain = build_caption_prefixes(session, recipe, sequences).captions[0]
+    assert same(build_caption_prefixes(session, recipe, sequences, [lora("_mot_gen")]).captions[0], plain)
+    assert counted.count == 1
+    assert not same(build_caption_prefixes(session, recipe, sequences, [lora("")]).captions[0], plain)
+    assert counted.count == 2
+
+
+def test_too_little_room_is_told_before_anything_is_built(session, counted):
+    recipe = Recipe(runtime=Runtime(prefix_disk_mb=0, prefix_cache_mb=0))
+    sequences = CaptionSequences(session.tokenizer, recipe, SAMPLES)
+    with pytest.raises(U1Error, match=r"3 captions takes 0 MB and there is room for 0: raise runtime\.prefix_disk_mb"):
+        build_caption_prefixes(session, recipe, sequences)
+    assert counted.count == 0

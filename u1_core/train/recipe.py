@@ -189,13 +189,26 @@ class Runtime(Section):
     device: str = setting("auto", "device that trains; auto is cuda where there is one, else cpu", DEVICE, free=True)
     cpu_device: str = setting("cpu", "where weights and prefix K/V rest when not in use", one_of("cpu"), free=True)
     keep_kvs_on_gpu: bool = setting(
-        True, "keep every caption's prefix K/V on the device; else bring each in", SWITCH, free=True
+        True, "keep captions' prefix K/V on the device, as far as there is room; else bring each in", SWITCH, free=True
+    )
+    prefix_device_mb: int = setting(
+        1024, "memory on the device for captions' prefix K/V", COUNT_OR_NONE, "MB", free=True
     )
     prefix_cache_mb: int = setting(
-        8192, "memory for captions' prefix K/V, where they rest; more are built again", COUNT_OR_NONE, "MB", free=True
+        1024, "host memory for what the device has no room for, page-locked", COUNT_OR_NONE, "MB", free=True
     )
     prefix_dir: str | None = setting(
-        None, "folder that keeps prefix K/V for this run and later ones; null builds them anew", SOME_TEXT, free=True
+        None,
+        "folder that keeps prefix K/V for this run and later ones; null is this user's cache, or what U1_CACHE names",
+        SOME_TEXT,
+        free=True,
+    )
+    prefix_disk_mb: int = setting(
+        20_000,
+        "size of that folder; what was used longest ago is deleted. 0 keeps none",
+        COUNT_OR_NONE,
+        "MB",
+        free=True,
     )
     gc_skip_last: int = setting(
         6,

@@ -1,6 +1,6 @@
 """What a step is computed from: turns, each a picture with all that is drawn for it, and micro-batches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from u1_core.model.views import KVChunk, PrefixKV
 from u1_core.train.order import Order
 from u1_core.train.prefixes import CaptionPrefixes, move_prefix
 from u1_core.train.recipe import Train
-from u1_core.train.rng import generator, seed_for
+from u1_core.train.rng import WINDOW, generator, seed_for
 from u1_core.train.timesteps import draw_timesteps
 
 
@@ -30,6 +30,10 @@ class TrainingSet:
     def number_at(self, draw: int) -> int:
         """The number of the sample whose turn it is at `draw`."""
         return self.samples.turns[self.order.turn_at(draw)]
+
+    def after(self, draw: int) -> Iterator[int]:
+        """The numbers of the samples whose turns come after `draw`, as far as they are shuffled among each other."""
+        return map(self.number_at, range(draw + 1, draw + WINDOW))
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> T
         mask=None if fetched.mask is None else fetched.mask[None],
         z=torch.lerp(noise, clean(picture), t),
         t=t,
-        prefix=data.prefixes.unconditional if dropped else data.prefixes.captions[index],
+        prefix=data.prefixes.unconditional if dropped else data.prefixes.captions.fetch(index, data.after(draw)),
         dropped=dropped,
         dropout_seed=seed_for(train.seed, draw, sample, "dropout"),
     )
