@@ -17,6 +17,7 @@ from u1_core.data.pictures import open_picture, save_png, to_images
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import parse_lora_argument, read_lora
+from u1_core.plan.budget import Budget, enforce
 from u1_core.sample.guidance import NORMS, Guidance
 from u1_core.sample.settings import SampleSettings
 from u1_core.session import Session
@@ -38,7 +39,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fold", action="store_true", help="add the LoRAs to the weights themselves: longer to load, quicker steps"
     )
+    add_budget_option(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def add_budget_option(parser: argparse.ArgumentParser) -> None:
+    """How much of the card's memory may be taken."""
+    parser.add_argument(
+        "--budget",
+        default="auto",
+        help="memory of the card that may be taken: 12GiB, 12GB, full, balanced, low or auto (default: what is free, "
+        "less some room for the desktop)",
+    )
 
 
 def add_picture_options(parser: argparse.ArgumentParser, default_size: str) -> None:
@@ -60,7 +72,9 @@ def add_picture_options(parser: argparse.ArgumentParser, default_size: str) -> N
 def open_session(args: argparse.Namespace) -> Session:
     """The session that the options ask for, its LoRAs in use. Raises U1Error."""
     reading = ProgressLine("reading weights")
-    session = Session.open(resolve_model(args.model), args.device, args.dtype, reading.bytes)
+    budget = Budget.parse(args.budget)
+    session = Session.open(resolve_model(args.model), args.device, args.dtype, reading.bytes, budget=budget)
+    enforce(budget, session.device)
     adapters = load_adapters(args.lora)
     if args.fold:
         session.fold(adapters)

@@ -4,14 +4,15 @@ Figures are kept in the user's cache folder, under all that they depend on: card
 layers, and the work itself. Whatever changes is measured again.
 """
 
+import ctypes
 import hashlib
 import json
 import logging
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -28,23 +29,13 @@ from u1_core.plan.measure import measure
 from u1_core.plan.step_model import StepModel
 from u1_core.plan.work import TrainingWork, Work
 from u1_core.weights.host_memory import host_memory_bytes, pin_limit_bytes
+from u1_core.weights.user_cache import cache_folder
 from u1_core.weights.write import replacing
 
-CACHE_VARIABLE = "U1_CACHE"
-"""Environment variable naming the folder in place of the system's own for caches."""
 COPIED_BYTES = 256 * 2**20
 COPIES = 5
 PREFIX_STEP = 64
 """Prefixes are measured as so many tokens longer, at most: a new prompt is no new work."""
-
-
-def cache_folder() -> Path:
-    """Where this user's caches of ours are."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "u1-style-studio"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "u1-style-studio"
 
 
 def costs_on(device: torch.device, work: Work) -> Costs:
@@ -70,11 +61,20 @@ def model_here(device: torch.device, work: Work, other_bytes: int = 0) -> StepMo
     return StepModel.of(work, costs_on(device, work), bus_to(device), host_free_bytes(), other_bytes)
 
 
+def driver_version() -> int:
+    """The newest CUDA that the card's driver knows, as the driver says it (13000 for 13.0); 0 where there is none."""
+    version = ctypes.c_int(0)
+    with suppress(OSError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
 @cache
 def machine_key(device: torch.device) -> str:
     """All that a figure of this card depends on, but for the work."""
     about = torch.cuda.get_device_properties(device)
-    driver, allocator = torch._C._cuda_getDriverVersion(), torch.cuda.get_allocator_backend()
+    driver, allocator = driver_version(), torch.cuda.get_allocator_backend()
     return (
         f"{about.name}, {about.total_memory}, CUDA {driver}, torch {torch.__version__}, {allocator}, {_code_digest()}"
     )

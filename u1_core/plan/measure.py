@@ -32,8 +32,8 @@ UPDATED, PIECES = 32 * 2**20, 16
 """Numbers that an update is measured with, of however many are trained, and the tensors they are in."""
 ANY_T = 0.4
 """None costs more than another."""
-TURN_PICTURES = 4
-"""Pictures in fp32 that a turn holds: x0, noise, z, and less than one for the pixels and their weights."""
+TURN_PICTURES = 3
+"""Pictures in fp32 that a turn holds: x0, z, and less than one for the pixels and their weights."""
 SAMPLER_PICTURES = 2
 """Noise and the state of the flow."""
 

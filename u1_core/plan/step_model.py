@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from u1_core.model.stack import Keep
 from u1_core.plan.costs import Bus, Costs
@@ -69,14 +70,13 @@ class StepModel:
         return sum(visit.seconds for visit in self._visits(kept, together))
 
     def peak_bytes(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> int:
-        costs = self.costs
-        still = self.weights_bytes(placement) + self.fixed_bytes + costs.update.state_bytes + costs.slack_bytes
-        if not self.trains:
-            return still + costs.ends.held_bytes + max(costs.ends.work_bytes, costs.layer[Keep.INPUT].work_bytes)
-        group = max(self._groups(together))
-        gradients = self.layers * self.layer_gradient_bytes + self.ends_gradient_bytes
-        passing = max(self._backward_moments(kept, group, gradients if group < self.micro_batches else 0))
-        return still + max(passing, gradients + costs.update.work_bytes)
+        return sum(self.parts(placement, kept, together))
+
+    def parts(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> "Parts":
+        """What the card's memory is taken by at the worst moment."""
+        update, slack = self.costs.update, self.costs.slack_bytes
+        worst = max(self._moments(kept, together), key=sum)
+        return Parts(self.weights_bytes(placement), self.fixed_bytes, update.state_bytes, *worst, slack)
 
     def weights_bytes(self, placement: Placement) -> int:
         """Resident layers, slots, and the one layer in use that quantised slots are dequantised to."""
@@ -108,11 +108,35 @@ class StepModel:
             for index in reversed(range(self.layers)):
                 yield Visit(index, group * costs[index].backward_s)
 
-    def _backward_moments(self, kept: tuple[Keep, ...], group: int, before: int) -> Iterator[int]:
-        """Bytes at the head's backward and at each layer's: kept by those below, worked with, gradients so far."""
+    def _moments(self, kept: tuple[Keep, ...], together: int) -> Iterator[tuple[int, int, int]]:
+        """(kept, gradients, worked with) in bytes: at the head, at each layer's backward, at the update."""
         ends, costs = self.costs.ends, [self.costs.layer[keep] for keep in kept]
-        held = [group * total for total in accumulate(cost.kept_bytes for cost in costs)]
-        yield group * (ends.held_bytes + ends.head_kept_bytes) + held[-1] + ends.work_bytes + before
+        if not self.trains:
+            yield 0, 0, ends.held_bytes + max(ends.work_bytes, costs[0].work_bytes)
+            return
+        group = max(self._groups(together))
+        gradients = self.layers * self.layer_gradient_bytes + self.ends_gradient_bytes
+        before = gradients if group < self.micro_batches else 0
+        held = [group * (ends.held_bytes + total) for total in accumulate(cost.kept_bytes for cost in costs)]
+        yield held[-1] + group * ends.head_kept_bytes, before, ends.work_bytes
         for index, cost in enumerate(costs):
             done = (self.layers - index) * self.layer_gradient_bytes + self.ends_gradient_bytes
-            yield group * ends.held_bytes + held[index] + cost.work_bytes + max(before, done)
+            yield held[index], max(before, done), cost.work_bytes
+        yield 0, gradients, self.costs.update.work_bytes
+
+
+class Parts(NamedTuple):
+    """Bytes of a card's memory, by what takes them."""
+
+    weights: int
+    """Layers that stay, and slots."""
+    fixed: int
+    """What is there whatever the plan."""
+    optimizer: int
+    kept: int
+    """From forward to backward."""
+    gradients: int
+    work: int
+    """Activations of the moment."""
+    slack: int
+    """Reserved and not in use."""

@@ -38,7 +38,7 @@ class Work:
     dropout: float = 0.0
     """Share of the low-rank terms' inputs that is dropped."""
     held_bytes: int = 0
-    """Held on the card for this work, whatever the plan: prefix K/V, running means, other LoRAs."""
+    """Held on the card for this work, whatever the plan: prefix K/V, other LoRAs."""
     copied_bytes: int = 0
     """Of a layer across the bus, if that is not a layer at `dtype`: quantised blocks."""
 
@@ -71,12 +71,14 @@ class TrainingWork(Work):
     """Passes whose gradients make up an update."""
     optimizer: str
     """What tells `make_optimizer` from others."""
+    averaged: bool = False
+    """Whether a running mean is held of all that is trained."""
     make_optimizer: MakeOptimizer = field(repr=False, compare=False)
 
     @property
     def still_bytes(self) -> int:
         """On the card whatever the plan, without the optimizer's state."""
-        return ends_bytes(self.config, self.dtype) + self.held_bytes + 4 * self.trained
+        return ends_bytes(self.config, self.dtype) + self.held_bytes + (1 + self.averaged) * 4 * self.trained
 
     @property
     def trained(self) -> int:
