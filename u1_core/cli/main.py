@@ -15,6 +15,7 @@ COMMANDS = {
     "ask": ("u1_core.cli.ask", "ask about pictures, or just talk"),
     "compare": ("u1_core.cli.compare", "one sheet: the same prompt and seed over LoRAs and numbers of steps"),
     "train": ("u1_core.cli.train", "train a style LoRA from a recipe"),
+    "plan": ("u1_core.cli.plan", "what a training step takes on a card, before anything is loaded"),
     "data": ("u1_core.cli.data", "check, pack and inspect pictures and captions"),
     "recipe": ("u1_core.cli.recipe", "what a run's settings mean; check a recipe, write a new one"),
     "ablate": ("u1_core.cli.ablate", "a run for every combination of settings, and one report over them"),
