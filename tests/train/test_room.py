@@ -47,7 +47,7 @@ def predict(placement, kept, together):
 def rich(monkeypatch):
     """The plan that runs begin with: fifteen steps back can be taken from it."""
     plan = Plan.of(RICH, (Keep.ALL,) * LAYERS, 4, predict)
-    monkeypatch.setattr("u1_core.train.prepare.unplanned", lambda layers, runtime: plan)
+    monkeypatch.setattr("u1_core.train.prepare.first_plan", lambda *_: plan)
     return plan
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from u1_core.data.buckets import Size
 from u1_core.data.check import Rules, check_dataset, problems_of
 from u1_core.data.dataset import Dataset, open_dataset
 from u1_core.data.folder import refuse_problems
@@ -28,7 +27,7 @@ from u1_core.train.order import Order
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.previews import preview_settings
 from u1_core.train.recipe import Recipe
-from u1_core.train.room import unplanned
+from u1_core.train.room import Sizes, first_plan
 from u1_core.train.step import Trainer, named_weights
 from u1_core.train.turn import TrainingSet
 from u1_core.train.validation import held_out
@@ -37,10 +36,11 @@ from u1_core.weights.gguf_file import refuse_training_on_quantised
 
 @contextmanager
 def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
-    """As `prepare`; when the block ends, the threads that decode pictures are let go."""
+    """As `prepare`; inside, no LoRA is folded into the weights. In the end the threads that decode are let go."""
     trainer = prepare(job, session, recipe)
     try:
-        yield trainer
+        with session.unfolded():
+            yield trainer
     finally:
         trainer.data.pictures.close()
 
@@ -48,13 +48,20 @@ def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
 def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
     """Everything that comes before the first step. Writes nothing. What is quick to check is checked first."""
     refuse_training_on_quantised(session.snapshot)
+    with session.unfolded():
+        pass  # said now rather than when the data have been gone through
     config, device = session.config, session.device
     upstream = _upstream(session, recipe)
     adapter = new_adapter(session, recipe)
     preview_settings(config, recipe)
-    samples, pictures, sequences, order = _checked_data(job, session, recipe)
+    framing = Framing(
+        recipe.data.cap_max_pixels, config.token_pixels, recipe.data.snap_bucket, recipe.data.fit, recipe.data.upscale
+    )
+    samples, pictures, sequences = _checked_data(job, session, recipe, framing)
+    sizes = Sizes(samples, framing)
     with session.lease:
         prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
+        plan = first_plan(session, recipe, sizes, sequences)
         base = with_full_tensors(session.base_generation, upstream)
         adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
         parameters = [*adapter.parameters(), *adapter.full.values()]
@@ -69,8 +76,9 @@ def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
         optimizer=optimizer_words,
         device=str(device),
     )
+    order = Order(recipe.train, len(samples.turns), lambda place: sizes[samples.turns[place]])
     data = TrainingSet(samples, pictures, prefixes, order)
-    return Trainer(config, base, adapter, optimizer, recipe, data, unplanned(config.layers, recipe.runtime), upstream)
+    return Trainer(config, base, adapter, optimizer, recipe, data, plan, upstream)
 
 
 def state_at_start(session: Session, trainer: Trainer) -> dict[str, Any]:
@@ -124,14 +132,15 @@ def _upstream(session: Session, recipe: Recipe) -> list[Adapter]:
     return [adapter.to(session.device, session.dtype)]
 
 
-def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, PictureCache, CaptionSequences, Order]:
-    """The samples, their pictures, prompts and order, checked. Raises one U1Error for all that cannot be trained on.
+def _checked_data(
+    job: Job, session: Session, recipe: Recipe, framing: Framing
+) -> tuple[Dataset, PictureCache, CaptionSequences]:
+    """The samples, their pictures and their prompts, checked. Raises one U1Error for all that cannot be trained on.
 
     Emits "checking" (done, total pictures) and "checked" (findings: what else there is to know of the set).
     """
     data, style = recipe.data, recipe.style
     dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
-    framing = Framing(data.cap_max_pixels, session.config.token_pixels, data.snap_bucket, data.fit, data.upscale)
     pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
     rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
     findings = check_dataset(
@@ -143,16 +152,4 @@ def _checked_data(job: Job, session: Session, recipe: Recipe) -> tuple[Dataset, 
         dataset.leave_out_small(framing)
     if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
         dataset.leave_out(set(kept_back))
-    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset), _order(recipe, dataset, framing)
-
-
-def _order(recipe: Recipe, dataset: Dataset, framing: Framing) -> Order:
-    turns = dataset.turns
-
-    def size_of(place: int) -> Size:
-        try:
-            return framing.frame(*dataset.size(turns[place])).size
-        except U1Error as problem:
-            raise U1Error(f"{dataset.place(turns[place])}: {problem}") from None
-
-    return Order(recipe.train, len(turns), size_of)
+    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)

@@ -16,6 +16,7 @@ from u1_core.train.settings import (
     ANY_NUMBER,
     ANYTHING,
     AT_LEAST_ONE,
+    BUDGET,
     COUNT,
     COUNT_OR_NONE,
     DEVICE,
@@ -210,9 +211,17 @@ class Runtime(Section):
         "MB",
         free=True,
     )
+    budget: str = setting(
+        "auto",
+        "what may be taken of a card's memory; from it follow which layers stay on the card, how much is kept for "
+        "backward and how many micro-batches go together, none of which changes what is learned",
+        BUDGET,
+        free=True,
+    )
     gc_skip_last: int = setting(
         6,
-        "last layers whose activations are kept for backward; the others' are computed again",
+        "last layers whose activations are kept for backward where runtime.budget does not decide it, as on a CPU; the "
+        "others' are computed again",
         COUNT_OR_NONE,
         "layers",
         free=True,

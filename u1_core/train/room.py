@@ -7,18 +7,63 @@ kin allocate in the first update only, and by the time of an update all activati
 """
 
 import gc
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
+from u1_core.data.buckets import Size
+from u1_core.data.check import LOOKED_AT, spread
+from u1_core.data.dataset import Dataset
+from u1_core.data.framing import Framing
 from u1_core.errors import U1Error
-from u1_core.model.stack import Keep, ladder
+from u1_core.model.stack import ladder
 from u1_core.plan.plan import Cost, Plan
 from u1_core.session import Session
-from u1_core.train.recipe import Runtime
+from u1_core.text.sequence import TokenSequence
+from u1_core.train.recipe import Recipe, Runtime
 from u1_core.train.step import Trainer
+from u1_core.train.work import training_work
 from u1_core.weights.placement import Placement
+
+
+class Sizes:
+    """The sizes at which samples are trained, by their number."""
+
+    def __init__(self, dataset: Dataset, framing: Framing) -> None:
+        self._dataset, self._framing = dataset, framing
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> Size:
+        """Raises U1Error for what is no picture."""
+        try:
+            return self._framing.frame(*self._dataset.size(number)).size
+        except U1Error as problem:
+            raise U1Error(f"{self._dataset.place(number)}: {problem}") from None
+
+
+def first_plan(session: Session, recipe: Recipe, sizes: Sizes, prompts: Sequence[TokenSequence]) -> Plan:
+    """The plan for the largest picture and the longest prompt (of a very large set, of a few thousand spread over it).
+
+    The lease is to be held: the card may have to be measured. Raises U1Error where the recipe's budget is too small.
+    """
+    config, device = session.config, session.device
+    if device.type == "cpu":
+        return unplanned(config.layers, recipe.runtime)
+    looked_at = spread(len(sizes), LOOKED_AT)
+    size = max((sizes[number] for number in looked_at), key=math.prod)
+    tokens = max(len(prompts[number].ids) for number in looked_at)
+    return session.plan_training(training_work(config, recipe, size, tokens, device, session.dtype))
+
+
+def unplanned(layers: int, runtime: Runtime) -> Plan:
+    """All layers on the device, one micro-batch at a time, and kept for backward what the recipe says."""
+    kept = ladder(layers, recompute=True, keep_last=runtime.gc_skip_last)
+    return Plan.of(Placement(frozenset(range(layers))), tuple(kept), 1, lambda *_: Cost(0, 0.0))
 
 
 def make_room(session: Session, trainer: Trainer) -> str:
@@ -61,10 +106,3 @@ def given_up(before: Plan, after: Plan) -> str:
     if (ours := len(after.placement.resident)) != (theirs := len(before.placement.resident)):
         words.append(f"{ours} layers on the device in place of {theirs}")
     return ", ".join(words)
-
-
-def unplanned(layers: int, runtime: Runtime) -> Plan:
-    """All layers on the device, and kept for backward what the recipe says."""
-    kept: list[Keep] = ladder(layers, recompute=True, keep_last=runtime.gc_skip_last)
-    everywhere = Placement(frozenset(range(layers)))
-    return Plan.of(everywhere, tuple(kept), 1, lambda placement, kept, together: Cost(0, 0.0))

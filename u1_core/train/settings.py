@@ -8,6 +8,7 @@ from typing import Any
 
 from u1_core.errors import U1Error, nearest
 from u1_core.lora.spec import parse_spec
+from u1_core.plan.budget import MODES, Budget
 
 
 class RecipeError(U1Error):
@@ -62,6 +63,9 @@ ABOVE_ZERO = Rule("a number above 0", lambda value: value > 0)
 SHARE = Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
 SHARE_BELOW_ONE = Rule("a number from 0 to below 1", lambda value: 0 <= value < 1)
 LORA_SPEC = Rule("a LoRA spec", lambda value: bool(parse_spec(value)))
+BUDGET = Rule(
+    f"an amount (12GB, 12GiB; 7.2 is in GiB) or one of {', '.join(MODES)}", lambda value: bool(Budget.parse(value))
+)
 PATTERN = Rule("a regular expression", _is_pattern)
 DEVICE = Rule("auto, cpu, cuda or cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)))
 
