@@ -138,6 +138,25 @@ def test_with_nothing_left_the_run_ends_saved_and_can_go_on(recipe, with_train, 
     assert results(job) == results(whole)
 
 
+def test_predictions_and_measures_are_in_log_and_manifest(recipe, with_train, short, rich):
+    recipe = with_train(recipe, steps=4)
+    job, _ = short(recipe, "told")
+    lines = [json.loads(line) for line in (job.result.folder / "log.jsonl").read_text().splitlines()]
+    assert [(line.get("event"), line["step"]) for line in lines] == [
+        ("plan", 0),
+        *((None, step) for step in range(1, 5)),
+        ("measured", 4),
+    ]
+    planned = {"resident": 2, "slots": 3, "kept": {"all": 3}, "together": 4}
+    predicted = {"predicted_seconds": 1.0, "predicted_bytes": rich.peak_bytes}
+    assert lines[0] == {"event": "plan", "step": 0, **planned, **predicted}
+    seconds = sum(line["seconds"] for line in lines[3:5]) / 2
+    measured = {**planned, **predicted, "seconds": seconds, "reserved_bytes": 0, "steps": 2}
+    assert lines[-1] == {"event": "measured", "step": 4, **measured}
+    manifest = json.loads((job.result.folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["plan"] == measured
+
+
 def test_words_for_what_is_given_up(rich):
     def words(**changes):
         return given_up(rich, replace(rich, **changes))

@@ -52,8 +52,7 @@ def start_detached(command: list[str], told: Path) -> subprocess.Popen:
 
 
 def _options(args: argparse.Namespace) -> list[str]:
-    named = [
-        f"--{name}={getattr(args, name)}" for name in ("model", "name", "steps", "out", "device") if getattr(args, name)
-    ]
+    names = ("model", "name", "steps", "out", "device", "budget")
+    named = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
     switches = [f"--{name.replace('_', '-')}" for name in ("resume", "resume_anyway", "json") if getattr(args, name)]
     return [str(args.recipe), *named, *switches]

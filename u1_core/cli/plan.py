@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from u1_core.cli.options import add_budget_option
 from u1_core.data.dataset import open_dataset
 from u1_core.data.framing import Framing
 from u1_core.errors import U1Error
@@ -40,7 +39,9 @@ USUAL_TOKENS, USUAL_HEAD = 320, 241
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="the run's recipe, a YAML file")
     parser.add_argument("--model", help=f"in place of the recipe's; a name will do: {', '.join(RELEASED)}")
-    add_budget_option(parser)
+    parser.add_argument(
+        "--budget", help="memory of the card that may be taken, in place of the recipe's runtime.budget"
+    )
     parser.add_argument("--device", default="auto", help="auto, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--card-gb", type=float, metavar="GIB", help="plan for a card of this size that is not here, by estimates"
@@ -48,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe, budget = load_recipe(args.recipe), Budget.parse(args.budget)
+    recipe = load_recipe(args.recipe)
+    budget = Budget.parse(args.budget or recipe.runtime.budget)
     config, tokenizer = _model(args, recipe)
     seen = _Seen.of(config, recipe, tokenizer)
     device = None if args.card_gb else _card(args.device)

@@ -16,6 +16,7 @@ from u1_core.cli.progress import ProgressLine
 from u1_core.data.check import Finding
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
+from u1_core.plan.budget import Budget, enforce
 from u1_core.session import Session
 from u1_core.train.loop import Outcome, train
 from u1_core.train.recipe import Recipe
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="in place of the recipe's train.steps")
     parser.add_argument("--out", help="in place of the recipe's runtime.out_dir")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the recipe's runtime.device")
+    parser.add_argument(
+        "--budget", help="memory of the card that may be taken, in place of the recipe's runtime.budget"
+    )
     resume = parser.add_mutually_exclusive_group()
     resume.add_argument("--resume", action="store_true", help="go on with the run of this name where it was saved last")
     resume.add_argument(
@@ -59,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA begins
     resume = "anyway" if args.resume_anyway else "checked" if args.resume else ""
     reading = ProgressLine("reading weights")
-    session = Session.open(resolve_model(recipe.model), recipe.runtime.device, on_progress=reading.bytes)
+    budget = Budget.parse(recipe.runtime.budget)
+    session = Session.open(resolve_model(recipe.model), recipe.runtime.device, on_progress=reading.bytes, budget=budget)
+    enforce(budget, session.device)
     job = Job(lambda job: train(job, session, recipe, resume)).start()
     with _ends_as_ctrl_c():
         _watch(job, recipe)
@@ -97,9 +103,8 @@ def _ends_as_ctrl_c() -> Iterator[None]:
 
 def _with_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with what the command line says in place of its own."""
-    runtime = replace(
-        recipe.runtime, out_dir=args.out or recipe.runtime.out_dir, device=args.device or recipe.runtime.device
-    )
+    asked = {"out_dir": args.out, "device": args.device, "budget": args.budget}
+    runtime = replace(recipe.runtime, **{key: value for key, value in asked.items() if value})
     steps = recipe.train.steps if args.steps is None else args.steps
     return replace(
         recipe,
@@ -156,7 +161,7 @@ class _Progress:
                 f"step {data['from_step']}: {data['reason']}: back to step {data['step']}, learning rate times "
                 f"{data['lr_scale']:g}"
             )
-        elif event.kind == "warning":
+        elif event.kind in ("warning", "out_of_memory"):
             self.line(f"warning: {data['message']}")
         elif event.kind == "checkpoint":
             self.line(f"saved {data['file']}")

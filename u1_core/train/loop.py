@@ -19,6 +19,7 @@ from u1_core.train.hooks import standard_hooks
 from u1_core.train.journal import Journal
 from u1_core.train.manifest import Manifest, data_hashes, fingerprint
 from u1_core.train.optimizers import resolve_optimizer
+from u1_core.train.pace import Pace
 from u1_core.train.prepare import prepared, state_at_start
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
@@ -61,8 +62,8 @@ def train(
     trainer's weights.
 
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
-    where it took several pictures), "checkpoint" and "results" (the file saved), "rollback", "warning" and
-    "out_of_memory" (a message).
+    where it took several pictures), "checkpoint" and "results" (the file saved), "plan" (what it predicts),
+    "rollback", "warning" and "out_of_memory" (a message).
     The session's lease is held while the model is at work, and free between steps. Asked to stop, or at an error, the
     run saves a checkpoint and ends; asked before its first step, it leaves nothing and returns None. What hooks find is
     told under their names: "validation", "preview".
@@ -116,6 +117,7 @@ class _Run:
         self._journal = Journal(folder.log_path, self._warn)
         self._board = Board(folder.board if trainer.recipe.runtime.tensorboard else None, self._warn)
         self._hooks = standard_hooks(session, trainer.recipe, trainer, folder.previews)
+        self._pace = Pace(trainer.plan)
         self._step, self._looked = 0, False
         self._saved_at, self._saved, self._saved_time = 0, Saved(None, None), time.monotonic()
 
@@ -128,6 +130,7 @@ class _Run:
             self._return_to(state)
             self._job.emit("resumed_from", step=self._step, steps=self._settings.steps)
         self._board.begin(self._step)
+        self._tell_plan()
         try:
             self._steps()
         except DivergedError:
@@ -137,6 +140,7 @@ class _Run:
                 self._save()
             raise
         finally:
+            self._tell_measured()
             self._board.close()
         if self._step == self._settings.steps:
             self._when_there_is_room(self._finish)
@@ -156,6 +160,7 @@ class _Run:
                 continue
             self._step, self._looked = self._step + 1, False
             self._log(records)
+            self._pace.add(records)
             means = {key: sum(record[key] for record in records) / len(records) for key in ("loss", "x0_mse", "v_mse")}
             self._job.emit("step", steps=self._settings.steps, **{**records[-1], **means})
             if self._trainer.guard.exhausted:
@@ -173,12 +178,15 @@ class _Run:
         except torch.OutOfMemoryError as problem:
             reason = str(problem).partition("\n")[0]
         # Out here nothing holds on any more to what the step had allocated.
+        self._tell_measured()
         with self._session.lease:
             given_up = make_room(self._session, self._trainer)
         message = f"memory ran out in step {self._step + 1}; it is taken again with {given_up}"
         told = {"step": self._step, "given_up": given_up, "reason": reason, "message": message}
         self._log([{"event": "out_of_memory", **told}])
         self._job.emit("out_of_memory", **told)
+        self._pace = Pace(self._trainer.plan)
+        self._tell_plan()
         return []
 
     def _undo_update(self) -> list[Record]:
@@ -195,6 +203,19 @@ class _Run:
         self._log([{"event": "rollback", **told}])
         self._job.emit("rollback", **told)
         return []
+
+    def _tell_plan(self) -> None:
+        """Log what the plan predicts, if it predicts anything, and put it into the manifest."""
+        if self._trainer.plan.seconds:
+            self._log([{"event": "plan", "step": self._step, **self._pace.predicted()}])
+            self._job.emit("plan", **self._pace.predicted())
+            self._manifest.tell_plan(self._pace.predicted())
+
+    def _tell_measured(self) -> None:
+        """The same with what was measured under that plan, if any step was."""
+        if measured := self._trainer.plan.seconds and self._pace.measured():
+            self._log([{"event": "measured", "step": self._step, **measured}])
+            self._manifest.tell_plan(measured)
 
     def _save_is_due(self) -> bool:
         every, minutes = self._settings.checkpoint_every, self._settings.checkpoint_minutes

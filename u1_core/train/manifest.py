@@ -56,10 +56,15 @@ class Manifest:
             },
             "optimizer": optimizer,
             "data": {"fingerprint": fingerprint(data), "files": data},
+            "plan": {},
         }
         self._write()
         self._thread = threading.Thread(target=self._hash_files, name="u1-hashes", daemon=True)
         self._thread.start()
+
+    def tell_plan(self, plan: dict[str, Any]) -> None:
+        """How steps are run, what they were predicted to take, and did take: for when the file is written next."""
+        self._facts["plan"] = plan
 
     def finish(self) -> None:
         """Wait until every file has been hashed, and write it with all of them. Raises U1Error if the disk refuses."""
