@@ -185,6 +185,7 @@ def break_(recipe, **sections):
     [
         (lambda r: break_(r, data={"data_dir": "nowhere"}), r"^nowhere: there is no such folder"),
         (lambda r: break_(r, lora={"spec": "gen_moe_mlp=r8"}), r"entry 'gen_moe_mlp=r8' matches no module of this u1"),
+        (lambda r: break_(r, style={"untriggered": ("plain/*",)}), r"style\.untriggered has 'plain/\*', but .* has no"),
         (lambda r: replace(r, unfreeze=("^fm_modules.head",)), r"unfreeze pattern '\^fm_modules\.head' matches no"),
         (lambda r: break_(r, train={"optimizer": "paged_adamw8bit"}), r"train\.optimizer is paged_adamw8bit, but the"),
         (lambda r: break_(r, runtime={"upstream_lora_path": "no.safetensors"}), r"no\.safetensors: there is no such"),

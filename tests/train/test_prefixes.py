@@ -27,6 +27,16 @@ def test_captions_become_the_prompts_that_sampling_uses(session, think):
     assert text.endswith(f"<|im_start|>user\nsty, number 1<|im_end|>\n<|im_start|>assistant\n{end}")
 
 
+def test_pictures_may_be_captioned_without_the_trigger(session):
+    samples = [Sample(name, None, "a hut") for name in ("1_plain/a.png", "ink/b.png", "c.png")]
+    style = Style(trigger="sty", untriggered=("*_plain/*", "c.???"))
+    sequences = CaptionSequences(session.tokenizer, Recipe(style=style), samples)
+    said = [session.tokenizer.encode(training_caption("a hut", trigger)) for trigger in ("", "sty", "")]
+    assert [sequence.ids.tolist() for sequence in sequences] == said
+    head = sequences.head()
+    assert all(tuple(ids[: len(head)]) == head for ids in said)
+
+
 def test_a_caption_that_cannot_be_a_prompt(session):
     sequences = CaptionSequences(session.tokenizer, Recipe(), [Sample("x.png", None, "see <image>")])
     with pytest.raises(U1Error, match="marks 1 pictures with <image>, but 0 are given"):

@@ -6,6 +6,7 @@ set that is too large for it, what the present stretch of the run needs is built
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -41,18 +42,21 @@ class CaptionSequences(Sequence[TokenSequence]):
         """Raises U1Error for a caption that cannot be a prompt."""
         sample, style = self._samples[index], self._recipe.style
         think = sample.think if self._recipe.data.use_think_labels else None
-        text = training_caption(sample.caption, style.trigger, style.prompt_template, think)
+        bare = any(fnmatchcase(sample.id, pattern) for pattern in style.untriggered)
+        text = training_caption(sample.caption, "" if bare else style.trigger, style.prompt_template, think)
         return build_sequence(self._tokenizer, text)
 
     def head(self) -> tuple[int, ...]:
         """The tokens with which every caption's prompt begins, whatever the caption; none if they are but a few."""
         style = self._recipe.style
-        one, other = (
-            self._tokenizer.encode(training_caption(caption, style.trigger, style.prompt_template))
+        triggers = (style.trigger, "") if style.untriggered else (style.trigger,)
+        told = [
+            self._tokenizer.encode(training_caption(caption, trigger, style.prompt_template))
+            for trigger in triggers
             for caption in ("a", "0")
-        )
-        differing = next(i for i, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
-        return tuple(one[:differing]) if differing >= SHORTEST_HEAD else ()
+        ]
+        differing = next(i for i, tokens in enumerate(zip(*told, strict=False)) if len(set(tokens)) > 1)
+        return tuple(told[0][:differing]) if differing >= SHORTEST_HEAD else ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def _checked_data(
     """
     data, style = recipe.data, recipe.style
     dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
+    _check_untriggered(dataset, style.untriggered)
     pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
     rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
     findings = check_dataset(
@@ -153,3 +155,13 @@ def _checked_data(
     if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
         dataset.leave_out(set(kept_back))
     return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)
+
+
+def _check_untriggered(dataset: Dataset, patterns: Sequence[str]) -> None:
+    """Raises U1Error for a pattern that no sample's id fits."""
+    for pattern in patterns:
+        if not any(fnmatchcase(sample.id, pattern) for sample in dataset):
+            raise U1Error(
+                f"style.untriggered has {pattern!r}, but {dataset.source} has no picture of such a name; names are "
+                f"like {dataset[0].id!r}"
+            )

@@ -84,6 +84,12 @@ class Style(Section):
     """How a caption becomes a prompt."""
 
     trigger: str = setting("", 'words put before every caption, as "{trigger}, {caption}"', ANYTHING)
+    untriggered: tuple[str, ...] = setting(
+        (),
+        "pictures whose captions get no trigger, by their names in the set, * for anything: plain/* is a folder. "
+        "Pictures in the model's own style, trained on so, keep the style to the trigger",
+        SOME_TEXT,
+    )
     prompt_template: str = setting(
         "official", "the prompt that sampling uses, or the bare caption", one_of("official", "plain")
     )
