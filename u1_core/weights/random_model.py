@@ -66,10 +66,12 @@ def write_random_snapshot(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     head_width: int | None = None,
+    device: Device = "cpu",
 ) -> None:
     """A snapshot folder: `config` as config.json, and random weights. Raises U1Error if the folder is not empty.
 
-    `head_width` makes the head narrower than the released code's, which tiny models are the faster for.
+    `head_width` makes the head narrower than the released code's, which tiny models are the faster for; numbers are
+    made on `device`, which is another generator's.
     """
     parsed = U1Config.from_dict(config)
     if head_width:
@@ -77,8 +79,8 @@ def write_random_snapshot(
     specs = {name: (dtype, shape) for name, shape in tensor_shapes(parsed).items()}
     with SafetensorsWriter(folder, specs, {"format": "pt"}, shard_bytes) as writer:
         (writer.folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        for name, tensor in random_tensors(parsed, seed, dtype):
-            writer.write(name, tensor)
+        for name, tensor in random_tensors(parsed, seed, dtype, device):
+            writer.write(name, tensor.cpu())
 
 
 def _spread(name: str, shape: Shape) -> tuple[float, float]:
