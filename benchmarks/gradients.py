@@ -16,6 +16,7 @@ from work import Training, machine, model_config, parser
 from u1_core.model.config import GENERATION
 from u1_core.model.stack import Keep
 from u1_core.model.views import Generation
+from u1_core.plan.gradient_test import TOLERANCE, Hostile, Late, difference
 from u1_core.train.recipe import Recipe
 from u1_core.weights.arena import Arena
 from u1_core.weights.copies import CudaCopies
@@ -23,31 +24,6 @@ from u1_core.weights.layout import layer_views
 from u1_core.weights.random_model import RandomWeights
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.store import load_generation
-
-LATE_CYCLES = 40_000_000
-"""About 20 ms of a card's clock: more than a layer takes to be copied or computed."""
-TOLERANCE = 1.5
-"""How many times the noise floor a difference may be: two draws of the same noise differ."""
-
-
-class Hostile(CudaCopies):
-    """Leaves nothing of a slot's last layer, and copies late."""
-
-    late = False
-
-    def start(self, slot, host, pinned):
-        self._settle(slot)
-        for event in slot.free:
-            self._stream.wait_event(event)
-        with torch.cuda.stream(self._stream):
-            slot.flat.fill_(float("nan"))
-            if self.late:
-                torch.cuda._sleep(LATE_CYCLES)
-        super().start(slot, host, pinned)
-
-
-class Late(Hostile):
-    late = True
 
 
 def main() -> None:
@@ -98,13 +74,6 @@ def main() -> None:
         print(f"{name:<44}{together:>12.3e}{worst:>12.3e}  {'' if fits else 'ABOVE THE FLOOR'}")
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1), encoding="utf-8")
-
-
-def difference(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float]:
-    """|ours - theirs| / |theirs| of all tensors together, and the largest of one tensor."""
-    errors = torch.stack([(a - b).double().norm() for a, b in zip(ours, theirs, strict=True)])
-    sizes = torch.stack([b.double().norm() for b in theirs])
-    return float(errors.norm() / sizes.norm()), float((errors / sizes).max())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each budget is enforced on the allocator; the peak is what it reserved. The weig
 recipe's. Figures are medians over the counted repeats after a warm-up, printed as a Markdown table.
 """
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def main() -> None:
             try:
                 rows[name] = measured_row(config, work, arena, budget, args, recipe)
             except (U1Error, torch.OutOfMemoryError) as problem:
-                rows[name] = {"problem": str(problem)}
+                rows[name] = {"problem": str(problem).partition(" GPU 0")[0]}
             print(name, rows[name], flush=True)
     print(f"\n{machine(device)}, {args.width}x{args.height}, prefix of {PREFIX_TOKENS} tokens")
     print(table(rows))
@@ -67,22 +68,25 @@ def main() -> None:
 def measured_row(config: U1Config, work: Work, arena: Arena, budget: Budget, args, recipe: Recipe) -> Row:
     """A step as it is planned and as it is."""
     device = torch.device(args.device)
+    gc.collect()
     torch.cuda.empty_cache()
     others = torch.cuda.memory_allocated(device)
     model = replace(model_here(device, work), fixed_bytes=model_here(device, work).fixed_bytes + others)
     plan = choose_plan(model, budget, 0)
     enforce(budget, device)
+    about = f"{len(plan.placement.resident)} resident, {plan.placement.slots} slots, {ladder_words(plan.kept)}"
+    print(f"{budget}: {plan.seconds:.3f} s, {plan.peak_bytes / GIB:.2f} GiB, {about}", flush=True)
     try:
         with placed(arena, plan.placement, device) as layers:
             ends = load_generation(RandomWeights(config, device=device), device, torch.bfloat16, resident=False)
             row = measure(a_step(config, replace(ends, layers=layers), work, plan, recipe), args, device)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index or 0)
     return {
         **row,
         "predicted_s": plan.seconds,
         "predicted_gib": plan.peak_bytes / GIB,
-        "plan": f"{len(plan.placement.resident)} resident, {plan.placement.slots} slots, {ladder_words(plan.kept)}",
+        "plan": about,
     }
 
 

@@ -82,7 +82,7 @@ class Session:
         tower's layers are to be follows from it, unless `placement` says so. Raises U1Error for a model that does not
         check out, and for a budget on a CPU.
         """
-        chosen, budget = _device(device), Budget.parse(budget)
+        chosen, budget = choose_device(device), Budget.parse(budget)
         if chosen.type == "cpu" and budget.mode != "auto":
             raise U1Error(f"budget {budget}: it is for a card's memory, and the device is cpu; leave it at auto")
         if dtype not in ("auto", *DTYPES):
@@ -241,6 +241,11 @@ class Session:
         """A built prompt that more can be said to."""
         return GrowingPrefix(self.config, self.understanding, built, self.terms(UNDERSTANDING))
 
+    def release_understanding(self) -> None:
+        """Let the understanding tower go; it is read again when a prompt is next built."""
+        if self.__dict__.pop("understanding", None) and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def generator(self, seed: int) -> torch.Generator:
         """A random generator on the session's device."""
         return torch.Generator(self.device).manual_seed(seed)
@@ -274,7 +279,8 @@ class Session:
         return 0.75 * (self._placing.budget.n_bytes or free_bytes(self.device))
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """ "auto" (a card if there is one), "cpu", "cuda" or "cuda:1" as a device. Raises U1Error."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("u1_core.cli.report", "build a run's report.html anew"),
     "run": ("u1_core.cli.run", "run a workflow exported from ComfyUI, without ComfyUI"),
     "runs": ("u1_core.cli.runs", "list, follow, pause, resume and stop training runs"),
+    "doctor": ("u1_core.cli.doctor", "this machine in one page, and whether it computes gradients as it should"),
     "lora": ("u1_core.cli.lora", "inspect, plan and merge LoRA files"),
     "download": ("u1_core.cli.download", "fetch a model from the hub"),
     "parity": ("u1_core.cli.parity", "compare with what the official code computed"),

@@ -20,6 +20,7 @@ from u1_core.plan.step_model import StepModel
 from u1_core.plan.table import budget_lines, plan_lines
 from u1_core.plan.work import TrainingWork
 from u1_core.released import RELEASED, released_config
+from u1_core.session import choose_device
 from u1_core.text.tokenizer import Tokenizer
 from u1_core.train.prefixes import CaptionSequences
 from u1_core.train.recipe import Recipe
@@ -77,9 +78,10 @@ def _model(args: argparse.Namespace, recipe: Recipe) -> tuple[U1Config, Tokenize
 
 
 def _card(device: str) -> torch.device:
-    if not torch.cuda.is_available():
+    chosen = choose_device(device)
+    if chosen.type == "cpu":
         raise U1Error("u1 plan: this PyTorch sees no CUDA card; give --card-gb to plan for one that is not here")
-    return torch.device("cuda" if device == "auto" else device)
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -80,5 +80,5 @@ def enforce(budget: Budget, device: torch.device) -> None:
     A limit on the whole process; for a command, which is alone in it.
     """
     if budget.n_bytes and device.type == "cuda":
-        total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget.n_bytes / total), device)
+        share = min(1.0, budget.n_bytes / torch.cuda.mem_get_info(device)[1])
+        torch.cuda.set_per_process_memory_fraction(share, device.index or 0)

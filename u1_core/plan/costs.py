@@ -40,6 +40,8 @@ class UpdateCost:
     state_bytes: int
     """Held on the card by the allocator; a paged state is not."""
     work_bytes: int
+    gradients_stay: bool = False
+    """Whether the memory of gradients is kept from one step to the next."""
 
 
 NO_UPDATE = UpdateCost(0.0, 0, 0)

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import os
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ from u1_core.weights.write import replacing
 
 COPIED_BYTES = 256 * 2**20
 COPIES = 5
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 PREFIX_STEP = 64
 """Prefixes are measured as so many tokens longer, at most: a new prompt is no new work."""
 
@@ -74,10 +76,9 @@ def driver_version() -> int:
 def machine_key(device: torch.device) -> str:
     """All that a figure of this card depends on, but for the work."""
     about = torch.cuda.get_device_properties(device)
-    driver, allocator = driver_version(), torch.cuda.get_allocator_backend()
-    return (
-        f"{about.name}, {about.total_memory}, CUDA {driver}, torch {torch.__version__}, {allocator}, {_code_digest()}"
-    )
+    allocator = [torch.cuda.get_allocator_backend(), *(os.environ.get(name, "") for name in ALLOCATOR_VARIABLES)]
+    words = [about.name, about.total_memory, f"CUDA {driver_version()}", f"torch {torch.__version__}", *allocator]
+    return ", ".join(map(str, [*words, _code_digest()]))
 
 
 def _measure_copies(device: torch.device) -> list[float]:
@@ -98,10 +99,10 @@ def _copy_rate(host: Tensor, device: torch.device) -> float:
 
 @cache
 def _code_digest() -> str:
-    """Of the code that is measured: another version of it has other costs."""
+    """Of the code that is measured, and measures: another version of it has other costs."""
     root, digest = Path(__file__).resolve().parents[1], hashlib.blake2b(digest_size=8)
-    for room in ("model", "kernels", "plan"):
-        for path in sorted((root / room).glob("*.py")):
+    for pattern in ("model/*.py", "kernels/*.py", "plan/measure.py", "train/optimizers.py"):
+        for path in sorted(root.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

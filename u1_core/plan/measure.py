@@ -41,6 +41,11 @@ SAMPLER_PICTURES = 2
 class CudaMeter:
     """A card's clock and memory, as its allocator has it."""
 
+    settle_s = 0.7
+    """A card that has just woken up is faster than it can stay: readings begin when it has worked for so long."""
+    read_s = 0.3
+    """And each goes on for so long."""
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
@@ -72,6 +77,8 @@ class CudaMeter:
 class ClockOnly:
     """A CPU's clock; memory is not counted there."""
 
+    settle_s = read_s = 0.0
+
     def now(self) -> float:
         return time.perf_counter()
 
@@ -96,6 +103,7 @@ def measure(work: Work, device: torch.device) -> Costs:
     try:
         with torch.inference_mode(False), torch.random.fork_rng([device] if device.type == "cuda" else []):
             stage = _Stage(work, device, meter)
+            stage.read(LAYERS, Keep.INPUT, isinstance(work, TrainingWork), meter.settle_s)
             return _training_costs(stage) if isinstance(work, TrainingWork) else _sampling_costs(stage)
     finally:
         meter.tidy()
@@ -158,12 +166,15 @@ class _Stage:
         rope_bytes = h.shape[0] * h.shape[1] * self.work.config.head_dim * 2 * 4
         return self.meter.used() - before + rope_bytes
 
-    def read(self, layers: int, keep: Keep, backward: bool) -> _Reading:
-        """The second half of several alike passes."""
+    def read(self, layers: int, keep: Keep, backward: bool, seconds: float | None = None) -> _Reading:
+        """Alike passes, for some time; the first is not counted."""
         self.meter.tidy()
-        readings = [self._read(layers, keep, backward) for _ in range(1 + REPEATS)][1:]
-        forward_s = statistics.median(reading.forward_s for reading in readings)
-        backward_s = statistics.median(reading.backward_s for reading in readings)
+        end = self.meter.now() + (self.meter.read_s if seconds is None else seconds)
+        readings = []
+        while len(readings) <= REPEATS or self.meter.now() < end:
+            readings.append(self._read(layers, keep, backward))
+        forward_s = statistics.median(reading.forward_s for reading in readings[1:])
+        backward_s = statistics.median(reading.backward_s for reading in readings[1:])
         return replace(readings[-1], forward_s=forward_s, backward_s=backward_s)
 
     def _read(self, layers: int, keep: Keep, backward: bool) -> _Reading:
@@ -228,18 +239,24 @@ def _sampling_costs(stage: _Stage) -> Costs:
 
 def _update_cost(work: TrainingWork, device: torch.device, meter: Meter) -> UpdateCost:
     """Of all that is trained, by what some of it takes."""
-    count = min(work.trained, UPDATED)
-    pieces = [torch.zeros(max(1, count // PIECES), device=device, requires_grad=True) for _ in range(PIECES)]
-    for piece in pieces:
-        piece.grad = torch.zeros_like(piece)
-    share = work.trained / sum(piece.numel() for piece in pieces)
-    before, optimizer = meter.used(), work.make_optimizer(pieces)
-    seconds = []
+    before, numbers = meter.used(), max(1, min(work.trained, UPDATED) // PIECES)
+    pieces = [torch.zeros(numbers, device=device, requires_grad=True) for _ in range(PIECES)]
+    share, held = work.trained / (PIECES * numbers), PIECES * numbers * 4
+    optimizer = work.make_optimizer(pieces)
+    seconds, peak = [], 0
     for _ in range(1 + REPEATS):
+        for piece in pieces:
+            piece.grad = torch.zeros_like(piece) if piece.grad is None else piece.grad
         meter.restart()
         started = meter.now()
         optimizer.step()
         seconds.append(meter.now() - started)
-    state = meter.used() - before
-    work_bytes = meter.peak() - before - state
-    return UpdateCost(share * statistics.median(seconds[1:]), int(share * state), int(share * work_bytes))
+        peak, stepped = meter.peak() - before, meter.used() - before
+        optimizer.zero_grad(set_to_none=True)
+    gradients_stay = meter.used() - before > stepped - held // 2
+    return UpdateCost(
+        seconds=share * statistics.median(seconds[1:]),
+        state_bytes=int(share * (stepped - 2 * held)),
+        work_bytes=int(share * (peak - stepped)),
+        gradients_stay=gradients_stay,
+    )

@@ -1,5 +1,6 @@
 """Where a session's generation tower is to lie on its card: as it was asked, or as the budget allows for the work."""
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ class Placing:
         small.
         """
         model = model_here(self.device, work)
+        gc.collect()  # what only waits to be found unused is nobody's
         others = torch.cuda.memory_allocated(self.device) - already_bytes
         if loaded:
             others -= model.weights_bytes(self.placement) + ends_bytes(self.config, self.dtype)

@@ -116,7 +116,7 @@ class StepModel:
             return
         group = max(self._groups(together))
         gradients = self.layers * self.layer_gradient_bytes + self.ends_gradient_bytes
-        before = gradients if group < self.micro_batches else 0
+        before = gradients if group < self.micro_batches or self.costs.update.gradients_stay else 0
         held = [group * (ends.held_bytes + total) for total in accumulate(cost.kept_bytes for cost in costs)]
         yield held[-1] + group * ends.head_kept_bytes, before, ends.work_bytes
         for index, cost in enumerate(costs):

@@ -21,6 +21,7 @@ from u1_core.data.framing import Framing
 from u1_core.errors import U1Error
 from u1_core.model.stack import ladder
 from u1_core.plan.plan import Cost, Plan
+from u1_core.plan.work import parameters
 from u1_core.session import Session
 from u1_core.text.sequence import TokenSequence
 from u1_core.train.recipe import Recipe, Runtime
@@ -57,7 +58,8 @@ def first_plan(session: Session, recipe: Recipe, sizes: Sizes, prompts: Sequence
     looked_at = spread(len(sizes), LOOKED_AT)
     size = max((sizes[number] for number in looked_at), key=math.prod)
     tokens = max(len(prompts[number].ids) for number in looked_at)
-    return session.plan_training(training_work(config, recipe, size, tokens, device, session.dtype))
+    work = training_work(config, recipe, size, tokens, device, session.dtype)
+    return session.plan_training(work, already_bytes=4 * parameters(work.modules))  # the LoRA is there, in fp32
 
 
 def unplanned(layers: int, runtime: Runtime) -> Plan:

@@ -81,7 +81,7 @@ class Arena:
             flat = self.layer(index)
             self._read(source, index, flat)
             pinned_bytes += flat.nbytes
-            pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self._pin(index)
+            pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self.pin(index)
             if on_layer:
                 on_layer(flat.nbytes)
 
@@ -91,6 +91,14 @@ class Arena:
             for name, place in layer_slices(self.config, self.tower, index, self.weights(index, self.layer(index))):
                 if name in names:
                     source.read_into(name, place)
+
+    def pin(self, index: int) -> bool:
+        """Page-lock a layer; False where the system does not allow it."""
+        flat = self.layer(index)
+        if not _register(flat.data_ptr(), flat.nbytes):
+            return False
+        self._pinned[index] = flat.data_ptr()
+        return True
 
     def close(self) -> None:
         """Unlock the memory and give it back to the system. Nothing may be under way from it any more."""
@@ -103,13 +111,6 @@ class Arena:
 
     def _read(self, source: TensorSource, index: int, flat: Tensor) -> None:
         read_places(source, layer_slices(self.config, self.tower, index, self.weights(index, flat)))
-
-    def _pin(self, index: int) -> bool:
-        flat = self.layer(index)
-        if not _register(flat.data_ptr(), flat.nbytes):
-            return False
-        self._pinned[index] = flat.data_ptr()
-        return True
 
 
 def _register(address: int, n_bytes: int) -> bool:
