@@ -18,8 +18,11 @@ _REPEATS = 5
 
 def quickest(q: Tensor, k: Tensor) -> AbstractContextManager:
     """What to call attention in: q (1, heads, n, head_dim), k (1, kv_heads, m, head_dim). Nothing but the order of
-    preference changes, so that another thread's attention finds every kernel it needs."""
-    if not q.is_cuda or q.shape[2] < SHORTEST:
+    preference changes, so that another thread's attention finds every kernel it needs.
+
+    Where the same bits are wanted each time, the choice is PyTorch's own, which does not depend on a clock.
+    """
+    if not q.is_cuda or q.shape[2] < SHORTEST or torch.are_deterministic_algorithms_enabled():
         return nullcontext()
     backward = torch.is_grad_enabled() and q.requires_grad
     order = backends(q.device, q.dtype, q.shape[1], k.shape[1], q.shape[3], backward)

@@ -71,6 +71,24 @@ def averaged_weights(optimizer: torch.optim.Optimizer, parameters: Mapping[str, 
     return averaged
 
 
+def restore_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Become what `state_dict` gave. A paged optimizer's states go back where the driver may page them out.
+
+    Its own loading would leave them in the card's memory for good.
+    """
+    if not getattr(optimizer, "is_paged", False):
+        optimizer.load_state_dict(dict(state))
+        return
+    before = {parameter: dict(values) for parameter, values in optimizer.state.items()}
+    optimizer.load_state_dict(dict(state), move_to_device=False)
+    for parameter, values in optimizer.state.items():
+        for name in ("state1", "state2"):
+            held = before.get(parameter, {}).get(name)
+            held = optimizer.get_state_buffer(parameter, values[name].dtype) if held is None else held
+            values[name] = held.copy_(values[name])
+    optimizer.to_gpu()
+
+
 def _adamw(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
     return torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay, fused=True), "AdamW, fused"
 

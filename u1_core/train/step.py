@@ -18,7 +18,7 @@ from u1_core.plan.plan import Plan
 from u1_core.train.gradients import GradientSum
 from u1_core.train.guard import Guard
 from u1_core.train.objective import flow_losses
-from u1_core.train.optimizers import averaged_weights
+from u1_core.train.optimizers import averaged_weights, restore_state
 from u1_core.train.recipe import Recipe
 from u1_core.train.schedule import lr_factor
 from u1_core.train.turn import MicroBatch, TrainingSet, Turn, draw_turn
@@ -113,7 +113,7 @@ class Trainer:
         for held, saved in ((self.parameters, weights), (self.ema, ema)):
             for name, tensor in held.items():
                 tensor.copy_(saved[name])
-        self.optimizer.load_state_dict(dict(optimizer))
+        restore_state(self.optimizer, optimizer)
         self.guard.restore(guard)
         self.updating = False
 
