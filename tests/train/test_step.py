@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +131,35 @@ def test_accumulation_averages_the_gradients_of_its_pictures(session, recipe, wi
     (both,) = gradients(2, [1])
     for a, b, mean in zip(one, two, both, strict=True):
         torch.testing.assert_close((a + b) / 2, mean, rtol=1e-4, atol=1e-7)
+
+
+def gradients_of(trainer, draws):
+    """The gradients of a step whose only micro-batches are these ranges of draws."""
+    order = SimpleNamespace(draws=lambda batch: draws[batch % len(draws)], turn_at=trainer.data.order.turn_at)
+    trainer.data = replace(trainer.data, order=order)
+    trainer.recipe = replace(trainer.recipe, train=replace(trainer.recipe.train, grad_accum=len(draws)))
+    found = {}
+    trainer.optimizer.step = lambda: found.update({name: p.grad.clone() for name, p in trainer.parameters.items()})
+    records = trainer.step(1)
+    return found, records
+
+
+@pytest.mark.parametrize("whole_epoch", [False, True])
+def test_a_batch_has_the_mean_gradient_of_its_pictures(session, recipe, with_train, whole_epoch):
+    """So have several of different lengths together: every picture counts alike, whatever it is batched with."""
+    trainer = prepare(Job(print), session, with_train(recipe, batch_size=2, cond_dropout_text=0.5, seed=3))
+    batches = [trainer.data.order.draws(number) for number in range(3 if whole_epoch else 1)]
+    together, records = gradients_of(trainer, batches)
+    draws = [draw for batch in batches for draw in batch]
+    alone = [gradients_of(trainer, [range(draw, draw + 1)]) for draw in draws]
+    assert [len(batch) for batch in batches] == ([2, 2, 1] if whole_epoch else [2])
+    assert len({record["dropped"] for record in records}) == 2
+    for name, found in together.items():
+        mean = sum(gradients[name] for gradients, _ in alone) / len(draws)
+        torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-7)
+    for record, (_, (other,)) in zip(records, alone, strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert (record["sample"], record["t"], record["bucket"]) == (other["sample"], other["t"], other["bucket"])
 
 
 def test_recomputing_layers_changes_no_gradient(session, recipe):
