@@ -106,9 +106,9 @@ def interrupting(monkeypatch, at_steps):
     """Have Ctrl-C pressed when these steps are done."""
     original = command.train
 
-    def train(job, session, recipe, resume):
+    def train(job, *more, **named):
         job.subscribe(lambda event: event.data.get("step") in at_steps and _thread.interrupt_main())
-        return original(job, session, recipe, resume)
+        return original(job, *more, **named)
 
     monkeypatch.setattr(command, "train", train)
 
@@ -125,7 +125,7 @@ def test_ctrl_c_stops_and_saves(recipe, tmp_path, capsys, monkeypatch):
 
 
 def test_an_error_of_ours_keeps_its_traceback(recipe, capsys, monkeypatch):
-    monkeypatch.setattr(command, "train", lambda job, session, recipe, resume: 1 / 0)
+    monkeypatch.setattr(command, "train", lambda *more, **named: 1 / 0)
     assert main(["train", str(recipe)]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from u1_core.model.config import tensor_shapes
 from u1_core.released import released_config
 from u1_core.session import Session
 from u1_core.train.loop import train
-from u1_core.train.recipe import Lora, Recipe
+from u1_core.train.recipe import Lora, Previews, Recipe, Validation
 
 
 def read_log(folder: Path):
@@ -222,3 +222,14 @@ def test_a_name_that_is_taken_is_refused_before_the_pictures_are_looked_at(sessi
     assert "there is a run of this name already" in str(job.error)
     assert kinds(job) == ["started", "failed"]
     assert len(job.events()) == 2
+
+
+def test_a_run_that_is_alone_lets_the_understanding_tower_go(session, recipe):
+    recipe = replace(recipe, previews=Previews(every=3, steps=1, cfg=1.0), validation=Validation(every=3))
+    held = []
+    job = Job(lambda job: train(job, session, recipe, alone=True))
+    job.subscribe(lambda event: held.append("understanding" in vars(session)) if event.kind == "step" else None)
+    assert job.start().wait(60)
+    assert held == [False] * 6
+    assert "understanding" not in vars(session)
+    assert (job.result.folder / "previews" / "step_000006_1.png").is_file()

@@ -9,6 +9,7 @@ from u1_core.data.pictures import to_images
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.lora.files import FULL_FILE, read_lora, write_full, write_lora
+from u1_core.sample.branches import draw
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.train import previews
 from u1_core.train.prepare import prepare
@@ -69,21 +70,38 @@ def test_pictures_carry_their_settings_and_the_base_is_drawn_once(trainer, previ
         facts = json.loads(image.info["u1"])
     assert (facts["prompt"], facts["settings"]["seed"], facts["settings"]["steps"]) == ("a blue one", 7, 2)
     drawn = []
-    monkeypatch.setattr(previews, "text_to_image", lambda *args: drawn.append(args[1]) or text_to_image(*args))
+    monkeypatch.setattr(previews, "draw", lambda *args: drawn.append(args[0].adapters) or draw(*args))
     previewer.run(trainer, 2)
-    assert drawn == ["a red house", "a blue one"]
+    assert drawn == [[trainer.adapter]] * 2
     assert len(list((tmp_path / "previews").iterdir())) == 4
     (tmp_path / "previews" / "base_1.png").write_bytes(b"half a pict")
     previewer.run(trainer, 4)
-    assert drawn[2:] == ["a red house", "a red house", "a blue one"]
+    assert drawn[2:] == [[], [trainer.adapter], [trainer.adapter]]
 
 
 def test_a_preview_that_fails_is_told_of_and_no_more(trainer, previewer, monkeypatch):
     def fail(*args):
         raise torch.OutOfMemoryError("no\nroom")
 
-    monkeypatch.setattr(previews, "text_to_image", fail)
+    monkeypatch.setattr(previews, "draw", fail)
     assert previewer.run(trainer, 2) == {"failed": "OutOfMemoryError: no room"}
+
+
+def test_begun_it_needs_the_understanding_tower_no_more(session, recipe, trainer, previewer, tmp_path):
+    previewer.run(trainer, 2)
+    again = Previewer(session, recipe, ("a red house", "a blue one"), tmp_path / "again")
+    again.begin(trainer)
+    session.release_understanding()
+    again.run(trainer, 2)
+    assert "understanding" not in vars(session)
+    for name in ("base_1.png", "step_000002_1.png", "step_000002_2.png"):
+        assert pixels(tmp_path / "again" / name) == pixels(tmp_path / "previews" / name)
+
+
+def test_a_prompt_that_cannot_be_built_is_told_of_when_it_is_drawn(session, recipe, trainer, tmp_path):
+    previewer = Previewer(session, recipe, ("see <image>",), tmp_path / "previews")
+    previewer.begin(trainer)
+    assert "<image>" in previewer.run(trainer, 2)["failed"]
 
 
 def test_prompts_sizes_and_steps_come_from_the_recipe(session, recipe, previewer):

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget.parse(recipe.runtime.budget)
     session = Session.open(resolve_model(recipe.model), recipe.runtime.device, on_progress=reading.bytes, budget=budget)
     enforce(budget, session.device)
-    job = Job(lambda job: train(job, session, recipe, resume)).start()
+    job = Job(lambda job: train(job, session, recipe, resume, alone=True)).start()
     with _ends_as_ctrl_c():
         _watch(job, recipe)
     if isinstance(job.error, U1Error):

@@ -1,6 +1,6 @@
 """Text to image."""
 
-from u1_core.sample.branches import Drawn, draw_prompt
+from u1_core.sample.branches import Drawn, Query, draw_prompt
 from u1_core.sample.euler import OnStep
 from u1_core.sample.guidance import Branch
 from u1_core.sample.settings import SampleSettings
@@ -19,8 +19,12 @@ def text_to_image(
 ) -> Drawn:
     """Draw `settings.batch` pictures of `prompt`. Raises U1Error for settings the model cannot do."""
     settings.check(session.config)
-    queries = {
+    return draw_prompt(session, queries(prompt, think), settings, think, on_step, on_text)
+
+
+def queries(prompt: str, think: bool = False) -> dict[Branch, Query]:
+    """What each guidance branch is asked."""
+    return {
         Branch.CONDITIONAL: (prompts.text_to_image(prompt, think), ()),
         Branch.UNCONDITIONAL: (prompts.unconditional(), ()),
     }
-    return draw_prompt(session, queries, settings, think, on_step, on_text)

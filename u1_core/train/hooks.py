@@ -18,6 +18,9 @@ class Hook(Protocol):
 
     name: str
 
+    def begin(self, trainer: Trainer) -> None:
+        """Do now what takes the understanding tower. Raises nothing: what fails, fails again when it is needed."""
+
     def due(self, step: int) -> bool: ...
 
     def run(self, trainer: Trainer, step: int) -> dict[str, Any]: ...

@@ -53,13 +53,14 @@ def train(
     recipe: Recipe,
     resume: str = "",
     begun: Callable[[Trainer, Path], None] = lambda trainer, folder: None,
+    alone: bool = False,
 ) -> Outcome | None:
     """Train as `recipe` says, as the work of `job`. Raises U1Error; before anything is written, if it can be foreseen.
 
     `resume` goes on with the run of that name from its newest whole checkpoint: "checked" only if recipe, data and
     model are what they were, "anyway" whatever they are. The result is, to the bit, that of a run never cut off.
     `begun` is handed the trainer and the run's folder before the first step; who holds the session's lease may read the
-    trainer's weights.
+    trainer's weights. `alone` says that nobody else uses the session: what the run needs no more is let go.
 
     Events: "checking" (done, total pictures), "prepared" (what will be trained on what), "step" (a record, with means
     where it took several pictures), "checkpoint" and "results" (the file saved), "plan" (what it predicts),
@@ -95,7 +96,10 @@ def train(
         manifest = Manifest(folder.path / "manifest.json", session, files, hashes, recipe.train.optimizer)
         begun(trainer, folder.path)
         with Control(folder.path, job) as control:
-            return _Run(job, session, trainer, folder, about, control, manifest).go(state, tight)
+            run = _Run(job, session, trainer, folder, about, control, manifest)
+            if alone:
+                run.release_understanding()
+            return run.go(state, tight)
 
 
 class _Run:
@@ -120,6 +124,13 @@ class _Run:
         self._pace = Pace(trainer.plan)
         self._step, self._looked = 0, False
         self._saved_at, self._saved, self._saved_time = 0, Saved(None, None), time.monotonic()
+
+    def release_understanding(self) -> None:
+        """Let the understanding tower go: captions' prefixes are built, and those of previews are built now."""
+        with self._session.lease:
+            for hook in self._hooks:
+                hook.begin(self._trainer)
+            self._session.release_understanding()
 
     def go(self, state: State | None, warning: str = "") -> Outcome:
         """From `state`, or from the start, to the end or until told to stop. `warning` is told first."""

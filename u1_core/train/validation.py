@@ -102,6 +102,9 @@ class Validator:
         self._sets = {"training": self._pick(training), "held_out": self._pick(held_out)}
         self._base: dict[str, Tensor] = {}
 
+    def begin(self, trainer: Trainer) -> None:
+        """Nothing: captions' prefixes are there."""
+
     def due(self, step: int) -> bool:
         every = self._settings.every
         return every > 0 and step % every == 0
