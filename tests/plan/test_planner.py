@@ -14,7 +14,7 @@ from u1_core.weights.placement import Placement
 
 MIB = 2**20
 CARD = 80 * GIB
-BUDGETS = (6, 7.2, 12, 20, 32, 48)
+BUDGETS = (6, 7.2, 16, 32)
 
 
 def choose(model, text, free_bytes=CARD, placement=None):

@@ -1,0 +1,111 @@
+"""What there is to know of a machine without a card, and of parts that do not work."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from u1_core.plan import checks as module
+from u1_core.plan.checks import Finding, comfyui_folder, look
+
+
+def page(**options) -> dict[str, Finding]:
+    return {finding.name: finding for finding in look(torch.device("cpu"), **options)}
+
+
+def test_a_machine_without_a_card(monkeypatch):
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
+    found = page()
+    assert found["torch"].text.startswith(torch.__version__)
+    assert found["card"] == Finding("card", "none that this PyTorch sees: everything runs on the CPU", sound=False)
+    assert found["8-bit AdamW"].text == "not used without a card; AdamW takes its place"
+    assert found["gradients"].sound
+    assert found["gradients"].text.endswith("; a tiny model, as there is no card")
+    assert "page-locking" not in found
+
+
+def test_quick_leaves_the_gradients_out():
+    assert "gradients" not in page(gradients=False)
+
+
+def test_a_package_that_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    found = page(gradients=False)
+    assert found["gguf"].text == "not installed; `pip install gguf` for quantised bases"
+    assert found["8-bit AdamW"] == Finding(
+        "8-bit AdamW", "bitsandbytes is not installed; `pip install bitsandbytes` saves memory", sound=False
+    )
+
+
+def test_a_package_that_does_not_work_says_why(monkeypatch):
+    def broken(name):
+        raise OSError("line one\nlibbitsandbytes_cuda130.so: cannot open shared object file")
+
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(module.importlib, "import_module", broken)
+    assert page(gradients=False)["8-bit AdamW"] == Finding(
+        "8-bit AdamW",
+        "bitsandbytes does not work: libbitsandbytes_cuda130.so: cannot open shared object file",
+        sound=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("granted", "text", "sound"),
+    [
+        (99, "15.09 GiB tried, all of it granted", True),
+        (2, "refused after 0.72 GiB; the rest is copied in stages, more slowly", False),
+    ],
+)
+def test_page_locking_is_tried_until_it_is_refused(monkeypatch, granted, text, sound):
+    locked = []
+
+    class Arena:
+        layers = range(42)
+
+        def __init__(self, *about):
+            pass
+
+        def layer_bytes(self, index):
+            return 386 * 10**6
+
+        def pin(self, index):
+            locked.append(index)
+            return len(locked) <= granted
+
+        def close(self):
+            locked.append("closed")
+
+    monkeypatch.setattr(module, "Arena", Arena)
+    monkeypatch.setattr(module, "pin_limit_bytes", lambda: 64 * 2**30)
+    found = module._pinning(torch.device("cuda"))
+    assert (found.text.replace("15.10", "15.09"), found.sound) == (text, sound)
+    assert locked[-1] == "closed"
+
+
+def test_a_card_without_bf16_is_told(monkeypatch):
+    cuda = SimpleNamespace(
+        get_device_capability=lambda device: (7, 5),
+        is_bf16_supported=lambda including_emulation: False,
+        get_allocator_backend=lambda: "native",
+    )
+    monkeypatch.setattr(module, "driver_version", lambda: 12080)
+    monkeypatch.setattr(module.torch, "cuda", cuda)
+    assert module._driver(torch.device("cuda")) == Finding(
+        "driver",
+        "knows CUDA 12.8; the card is of compute capability 7.5, which has no bf16: everything will be slow; allocator "
+        "native",
+        sound=False,
+    )
+
+
+def test_comfyui_is_found_where_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.Path, "home", lambda: tmp_path)
+    assert comfyui_folder() is None
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "nodes.py").write_text("", encoding="utf-8")
+    assert comfyui_folder() == tmp_path
