@@ -1,5 +1,7 @@
 """The data room as training uses it: what a set lies in, workers, repeats, masks, and what a large one holds."""
 
+import json
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from u1_core.data import picture_cache
 from u1_core.data.dataset import open_dataset
 from u1_core.data.framing import Framing
 from u1_core.data.pack import pack
@@ -21,6 +24,7 @@ from u1_core.model.views import KVChunk, PrefixKV
 from u1_core.prefix.store import PrefixStore, Room
 from u1_core.prefix.units import PromptSet
 from u1_core.text.sequence import Span, TokenSequence
+from u1_core.train.loop import train
 from u1_core.train.order import Order
 from u1_core.train.prefixes import CaptionPrefixes
 from u1_core.train.prepare import prepare
@@ -50,6 +54,29 @@ def test_workers_change_nothing(session, recipe, run):
         bytes_of[workers] = results(run(session, settings))
     assert bytes_of[0] == bytes_of[2] == bytes_of[4]
     assert len(bytes_of[0]) == 2
+
+
+@pytest.mark.parametrize(("workers", "waits"), [(2, False), (0, True)])
+def test_workers_decode_while_a_step_is_computed(session, recipe, monkeypatch, workers, waits):
+    """Decoding takes 30 ms and the rest of a step more: two workers keep up with it, and the log says so."""
+    plain = picture_cache.decode_picture
+
+    def slow(*source):
+        time.sleep(0.03)
+        return plain(*source)
+
+    monkeypatch.setattr(picture_cache, "decode_picture", slow)
+    recipe = with_data(replace(recipe, train=replace(recipe.train, steps=20)), workers=workers, cache_mb=0)
+    job = Job(lambda job: train(job, session, recipe))
+    job.subscribe(lambda event: time.sleep(0.03) if event.kind == "step" else None)
+    assert job.start().wait(60)
+    log = (job.result.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    waited = sorted(json.loads(line)["data_wait_s"] for line in log if '"event"' not in line)
+    assert len(waited) == 20
+    if waits:
+        assert waited[1] >= 0.03  # of the last step, no picture comes after it
+    else:
+        assert waited[len(waited) // 2] < 0.003
 
 
 def test_a_parquet_trains_to_the_same_weights_as_the_folder_it_was_made_of(session, recipe, run, tmp_path):
