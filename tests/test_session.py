@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_dtypes_on_the_cpu(models, dtype, expected):
         ({"device": "mps"}, "device 'mps' is none of auto, cpu, cuda, cuda:N"),
         ({"device": "meta"}, "device 'meta' is none of auto, cpu, cuda, cuda:N"),
         ({"device": "cpu", "dtype": "fp16"}, "dtype 'fp16' is none of auto, bf16, fp32"),
+        (
+            {"device": "cpu", "budget": "8"},
+            "budget 8.00 GiB: it is for a card's memory, and the device is cpu; leave it at auto",
+        ),
+        (
+            {"device": "cpu", "budget": "low"},
+            "budget low: it is for a card's memory, and the device is cpu; leave it at auto",
+        ),
     ],
 )
 def test_refused(models, options, message):
@@ -114,6 +123,47 @@ def test_layers_in_any_placement_draw_the_same_picture(kind, models):
     plain, *streamed = [text_to_image(session, "a fox", SETTINGS).pictures for session in sessions]
     assert all(torch.equal(picture, plain) for picture in streamed)
     assert sessions[1].base_generation.layers.resident == {1}
+
+
+def test_a_tower_that_is_placed_anew_is_read_anew_and_draws_the_same_picture(models):
+    session = Session.open(models["u1"], "cpu")
+    before = text_to_image(session, "a fox", SETTINGS).pictures
+    tower = session.base_generation
+    session.place(Placement(frozenset({1}), slots=2))
+    assert session.base_generation is not tower
+    streamed = session.base_generation.layers
+    assert streamed.resident == {1}
+    assert torch.equal(text_to_image(session, "a fox", SETTINGS).pictures, before)
+    session.place(Placement(frozenset({1}), slots=2))
+    assert session.base_generation.layers is streamed
+    session.place(Placement(frozenset({0, 1, 2})))
+    assert streamed.slot_bytes == 0
+    assert isinstance(session.base_generation.layers, list)
+
+
+def test_on_a_cpu_there_is_nothing_to_plan(models):
+    session = Session.open(models["u1"], "cpu")
+    assert session.plan_training(None) is None
+    session.make_room((64, 3, 8192, 8192), branches=3)
+    assert isinstance(session.base_generation.layers, list)
+
+
+def test_a_card_is_planned_for_when_the_tower_is_first_needed_and_when_pictures_are_larger(models, monkeypatch):
+    session, asked = Session.open(models["u1"], "cpu"), []
+    session.device = torch.device("cuda")  # as far as the choice goes
+
+    def plan(work, loaded, held, already_bytes):
+        asked.append((work.width, work.height, work.batch, work.branches, loaded))
+        return SimpleNamespace(placement=Placement(frozenset(range(4 - len(asked)))))
+
+    monkeypatch.setattr(session._placing, "plan", plan)
+    session.make_room((1, 3, 64, 96))
+    session.make_room((1, 3, 32, 32), branches=3)  # less than there is room for
+    session.make_room((2, 3, 64, 96), branches=3)
+    assert asked == [(96, 64, 1, 2, False), (96, 64, 2, 3, False)]
+    with session.unfolded():
+        session.make_room((9, 3, 64, 96))  # a run is training: the tower stays
+    assert len(asked) == 2
 
 
 def test_loras_of_another_model_are_refused_and_change_nothing(models):

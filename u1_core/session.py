@@ -246,11 +246,6 @@ class Session:
         if self.__dict__.pop("understanding", None) and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def release_understanding(self) -> None:
-        """Let the understanding tower go; it is read again when a prompt is next built."""
-        if self.__dict__.pop("understanding", None) and self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def generator(self, seed: int) -> torch.Generator:
         """A random generator on the session's device."""
         return torch.Generator(self.device).manual_seed(seed)
