@@ -27,9 +27,10 @@ function palette(canvas) {
 
 /** Draw `points` [[step, loss]] and `marks` [{step, percent}] to fill the canvas at its size on the page. */
 export function drawChart(canvas, points, marks) {
-  const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   if (!width || !height) return;
+  const zoom = canvas.getBoundingClientRect().width / width; // of the graph around a node
+  const ratio = (window.devicePixelRatio || 1) * Math.max(1, zoom);
   canvas.width = width * ratio;
   canvas.height = height * ratio;
   const ink = canvas.getContext("2d");
@@ -43,7 +44,7 @@ export function drawChart(canvas, points, marks) {
   }
   const means = movingMeans(points.map(([, loss]) => loss));
   const first = points[0][0];
-  const last = Math.max(points[points.length - 1][0], first + 1);
+  const last = Math.max(points.at(-1)[0], first + 1);
   const top = 1.15 * Math.max(...means) || 1;
   const validations = marks.filter((mark) => "percent" in mark && mark.step >= first);
   const most = Math.max(100, ...validations.map((mark) => mark.percent)) * 1.05;

@@ -1,12 +1,17 @@
 // One run's panel: its state in words, its curves, its previews and the buttons that act on it.
 
-import { drawChart } from "./chart.js";
-import { act, ended, known, load, previewUrl, watch } from "./runs.js";
+import { drawChart, movingMeans } from "./chart.js";
+import { makePreviews } from "./previews.js";
+import { act, ended, known, load, watch } from "./runs.js";
 
+const AT_WORK = ["running", "giving way"];
 const BUTTONS = [
-  ["pause", "Pause", "Hold the run after its present step"],
-  ["resume", "Go on", "Let the paused run go on"],
-  ["stop", "Stop and save", "Save a checkpoint and end the run"],
+  ["pause", "Pause", "Hold the run after its present step; prompts may use its live weights", (s) => AT_WORK.includes(s.state)],
+  ["resume", "Go on", "Let the paused run go on", (s) => s.state === "paused"],
+  ["save", "Save now", "Write a checkpoint after the present step", (s) => AT_WORK.includes(s.state)],
+  ["preview", "Preview now", "Draw the previews after the present step", (s) => AT_WORK.includes(s.state)],
+  ["stop", "Stop and save", "Write a checkpoint and end the run", (s) => !ended(s)],
+  ["resume", "Resume", "Go on from the last checkpoint", (s) => s.resumable],
 ];
 
 /** An element showing the run that `show(id)` names; `remove()` ends its watching. */
@@ -17,38 +22,31 @@ export function makePanel() {
     <header><strong class="u1-name">No run yet</strong><span class="u1-state" role="status"></span></header>
     <progress class="u1-progress" max="1" value="0" aria-label="steps done"></progress>
     <p class="u1-words"></p>
+    <p class="u1-trouble" role="alert" hidden></p>
     <canvas class="u1-chart" role="img"></canvas>
-    <div class="u1-previews" hidden>
-      <button type="button" data-turn="-1" aria-label="Earlier preview">‹</button>
-      <figure><div class="u1-pictures"></div><figcaption></figcaption></figure>
-      <button type="button" data-turn="1" aria-label="Later preview">›</button>
-    </div>
     <div class="u1-buttons"></div>`;
   const find = (name) => element.querySelector(`.u1-${name}`);
   const canvas = find("chart");
+  const previews = makePreviews();
+  element.insertBefore(previews.element, find("buttons"));
+  previews.element.hidden = true;
   let id = "";
-  let preview = -1; // -1 is the newest
+  let problem = ""; // what came of the last button
+  let due = 0;
 
-  for (const [action, words, title] of BUTTONS) {
+  const buttons = BUTTONS.map(([action, words, title, fits]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: words, title, hidden: true });
     button.dataset.action = action;
     button.addEventListener("click", async () => {
-      const problem = await act(id, action);
-      if (problem) find("words").textContent = problem;
+      problem = (await act(id, action)) ?? "";
+      renderSoon();
     });
     find("buttons").append(button);
-  }
-  for (const turn of element.querySelectorAll("[data-turn]")) {
-    turn.addEventListener("click", () => {
-      const count = previewsOf(known(id)).length;
-      const now = preview < 0 ? count - 1 : preview;
-      preview = Math.min(count - 1, Math.max(0, now + Number(turn.dataset.turn)));
-      if (preview === count - 1) preview = -1;
-      render();
-    });
-  }
+    return [button, fits];
+  });
 
   function render() {
+    due = 0;
     const run = known(id);
     if (!run) return;
     const { status, points, marks } = run;
@@ -57,53 +55,47 @@ export function makePanel() {
     find("state").dataset.state = status.state;
     find("progress").value = status.steps ? status.step / status.steps : 0;
     find("words").textContent = inWords(status, points, marks);
-    for (const button of element.querySelectorAll("[data-action]")) {
-      const paused = status.state === "paused";
-      const fits = { pause: !paused, resume: paused, stop: true }[button.dataset.action];
-      button.hidden = ended(status) || !fits;
-    }
+    const trouble = problem || (status.state === "failed" ? status.message : status.warning);
+    find("trouble").textContent = trouble;
+    find("trouble").hidden = !trouble;
+    const focused = element.contains(document.activeElement) ? document.activeElement : null;
+    for (const [button, fits] of buttons) button.hidden = !fits(status);
+    if (focused?.hidden) buttons.find(([button]) => !button.hidden)?.[0].focus(); // keys go on where they were
     drawChart(canvas, points, marks);
     canvas.setAttribute("aria-label", `loss of ${status.id}: ${find("words").textContent}`);
-    showPreview(previewsOf(run));
+    previews.show(id, marks);
   }
 
-  function showPreview(previews) {
-    find("previews").hidden = !previews.length;
-    if (!previews.length) return;
-    const place = preview < 0 ? previews.length - 1 : preview;
-    const shown = previews[place];
-    const key = `${id} ${shown.files.join()}`;
-    element.querySelector("figcaption").textContent = `step ${shown.step} (${place + 1} of ${previews.length})`;
-    if (find("pictures").dataset.key === key) return;
-    find("pictures").dataset.key = key;
-    find("pictures").replaceChildren(
-      ...shown.files.map((name) =>
-        Object.assign(new Image(), { src: previewUrl(id, name), alt: `preview at step ${shown.step}`, loading: "lazy" }),
-      ),
-    );
+  /** News may come faster than the screen shows them. */
+  function renderSoon() {
+    due ||= requestAnimationFrame(render);
   }
 
-  const unwatch = watch((changed) => changed === id && render());
-  const resized = new ResizeObserver(render);
+  const unwatch = watch((changed) => changed === id && renderSoon());
+  const resized = new ResizeObserver(renderSoon);
   resized.observe(canvas);
   return {
     element,
-    show(next) {
+    async show(next) {
       id = next;
-      preview = -1;
-      return load(id);
+      problem = "";
+      render();
+      const failure = await load(id);
+      if (!failure) return;
+      find("name").textContent = next;
+      find("trouble").textContent = failure;
+      find("trouble").hidden = false;
     },
     get id() {
       return id;
     },
     remove() {
+      cancelAnimationFrame(due);
       unwatch();
       resized.disconnect();
     },
   };
 }
-
-const previewsOf = (run) => (run?.marks ?? []).filter((mark) => "files" in mark);
 
 function inWords(status, points, marks) {
   const words = [`step ${status.step} of ${status.steps}`];
@@ -112,13 +104,18 @@ function inWords(status, points, marks) {
     words.push(`${pace < 1 ? pace.toFixed(2) : pace.toFixed(1)} s a step`);
     if (!ended(status)) words.push(`${duration((status.steps - status.step) * pace)} left`);
   }
-  if (points.length) words.push(`loss ${points[points.length - 1][1].toPrecision(3)}`);
+  if (points.length) words.push(`loss ${movingMeans(points.map(([, loss]) => loss)).at(-1).toPrecision(3)}`);
   const validation = marks.findLast((mark) => "percent" in mark);
   if (validation) words.push(`validation ${validation.percent.toFixed(1)}% of base`);
-  if (status.memory_bytes) words.push(`${(status.memory_bytes / 2 ** 30).toFixed(1)} GiB at most`);
+  if (status.memory_bytes) words.push(memory(status));
   if (status.lora) words.push(status.lora);
-  if (status.message) words.push(status.message);
+  if (status.message && status.state !== "failed") words.push(status.message);
   return words.join(" · ");
+}
+
+function memory({ memory_bytes: used, planned_bytes: planned }) {
+  const most = `${(used / 2 ** 30).toFixed(1)} GiB at most`;
+  return planned ? `${most}, ${(planned / 2 ** 30).toFixed(1)} planned` : most;
 }
 
 function duration(seconds) {

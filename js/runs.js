@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const runs = new Map();
 const watchers = new Set();
+const waiting = new Map(); // news that came while a run's history was on its way
 const ENDED = new Set(["finished", "stopped", "failed", "interrupted"]);
 
 /** Have `watcher(id)` called when something about a run has changed. Returns a function that ends it. */
@@ -18,23 +19,34 @@ export const known = (id) => runs.get(id);
 /** All runs, the newest first. */
 export async function list() {
   const answer = await api.fetchApi("/u1/runs");
-  return (await answer.json()).runs;
+  return answer.ok ? (await answer.json()).runs : [];
 }
 
-/** Fetch a run's whole history. */
+/** Fetch a run's whole history. Returns what went wrong, or nothing. */
 export async function load(id) {
-  const answer = await api.fetchApi(`/u1/runs/${encodeURIComponent(id)}`);
-  if (!answer.ok) return undefined;
-  const { status, points, marks } = await answer.json();
-  runs.set(id, { status, points, marks });
+  const path = `/u1/runs/${encodeURIComponent(id)}`;
+  waiting.set(id, []);
+  try {
+    const answer = await api.fetchApi(path);
+    const told = await answer.json();
+    if (!answer.ok) return told.error;
+    runs.set(id, { status: told.status, points: told.points, marks: told.marks });
+  } finally {
+    const missed = waiting.get(id);
+    waiting.delete(id);
+    if (runs.has(id)) missed.forEach(take);
+  }
   tell(id);
-  return runs.get(id);
 }
 
-/** Pause, resume or stop. Returns what went wrong, or nothing. */
+/** Ask for something: pause, resume, stop, save, preview. Returns what went wrong, or nothing. */
 export async function act(id, action) {
   const answer = await api.fetchApi(`/u1/runs/${encodeURIComponent(id)}/${action}`, { method: "POST" });
-  return answer.ok ? "" : (await answer.json()).error;
+  const told = await answer.json();
+  if (!answer.ok) return told.error;
+  const run = runs.get(id);
+  if (run) run.status = told.status;
+  tell(id);
 }
 
 export const previewUrl = (id, name) =>
@@ -46,21 +58,28 @@ function tell(id) {
   for (const watcher of watchers) watcher(id);
 }
 
-api.addEventListener("u1.run", ({ detail }) => {
-  const run = runs.get(detail.id);
-  if (run) {
-    run.status = detail.status;
-    const last = run.points.length ? run.points[run.points.length - 1][0] : 0;
-    run.points.push(...detail.points.filter(([step]) => step > last));
-    const seen = new Set(run.marks.map((mark) => JSON.stringify(mark)));
-    run.marks.push(...detail.marks.filter((mark) => !seen.has(JSON.stringify(mark))));
-  } else if (detail.status.step <= 1) {
-    runs.set(detail.id, { status: detail.status, points: [...detail.points], marks: [...detail.marks] });
-  } else {
-    load(detail.id);
-    return;
+/** Add news to a run that is known. Steps that it takes again, gone back to a checkpoint, replace those before. */
+function take({ id, status, points, marks }) {
+  const run = runs.get(id);
+  run.status = status;
+  if (points.length) {
+    const first = points[0][0];
+    const after = (step) => step >= first;
+    while (run.points.length && after(run.points.at(-1)[0])) run.points.pop();
+    run.points.push(...points);
   }
-  tell(detail.id);
+  const seen = new Set(run.marks.map((mark) => JSON.stringify(mark)));
+  run.marks = run.marks.filter((mark) => mark.step <= status.step);
+  run.marks.push(...marks.filter((mark) => !seen.has(JSON.stringify(mark))));
+}
+
+api.addEventListener("u1.run", ({ detail }) => {
+  const { id } = detail;
+  if (waiting.has(id)) waiting.get(id).push(detail);
+  else if (runs.has(id)) {
+    take(detail);
+    tell(id);
+  } else load(id);
 });
 
 // What was missed while the connection was away is in the history.

@@ -1,5 +1,6 @@
 """What the nodes have in common: the studio, who watches a node at work, and how its result is handed to ComfyUI."""
 
+import atexit
 import os
 from functools import cache
 from pathlib import Path
@@ -8,18 +9,24 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from u1_core.data.pictures import to_images
 from u1_core.errors import U1Error
 from u1_core.sample.euler import Step
 from u1_core.workflow.graph import NODES
-from u1_core.workflow.runs import Runs
 from u1_core.workflow.studio import Places, Studio, Watch
 
-EVENT = "u1.run"
-"""The event that news of a run is sent under."""
+from .host import ComfyHost
+
 PREVIEW_SIDE = 512
+LAST_SAVE_S = 120.0
+"""How long ComfyUI's end is held up for a run to save itself."""
+
+
+@cache
+def host() -> ComfyHost:
+    """The one of this process."""
+    return ComfyHost()
 
 
 @cache
@@ -34,9 +41,10 @@ def studio() -> Studio:
         cache=user,
         input=Path(folder_paths.get_input_directory()),
     )
-    device = comfy.model_management.get_torch_device()
-    runs = Runs(places.output / "u1_runs", _prompts_wait, _send, comfy.model_management.soft_empty_cache)
-    return Studio(places, str(device), runs)
+    studio = Studio(places, str(comfy.model_management.get_torch_device()), host())
+    host().let_go, host().at_work = studio.let_go, studio.runs.at_work
+    atexit.register(studio.runs.stop_all, LAST_SAVE_S)
+    return studio
 
 
 def register_model_folder() -> None:
@@ -74,11 +82,3 @@ def _watch(cls: type[io.ComfyNode]) -> Watch:
     return Watch(
         on_step, lambda text: check(), lambda done, total: bar.update_absolute(done, total), check, cls.hidden.prompt
     )
-
-
-def _prompts_wait() -> bool:
-    return PromptServer.instance.prompt_queue.get_tasks_remaining() > 0
-
-
-def _send(news: dict) -> None:
-    PromptServer.instance.send_sync(EVENT, news)

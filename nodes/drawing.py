@@ -4,101 +4,15 @@ import time
 
 from comfy_api.latest import io
 
-from u1_core.sample.guidance import NORMS
-from u1_core.workflow.drawing import CAPTION_QUESTION, CUSTOM_SIZE, LIKE_INPUT, RATIOS
+from u1_core.workflow.drawing import CAPTION_QUESTION
+from u1_core.workflow.picture_options import LIKE_INPUT
 
 from .base import Node
+from .inputs import GUIDANCE, SIZE, integer, number, picture_inputs, seed, text, think
 from .types import CATEGORY, Model
 
 MODEL_IN = Model.Input("model", tooltip="The model, with its LoRAs.")
 IMAGES_OUT = io.Image.Output("images", tooltip="The pictures.")
-
-
-def _sizes(first: str, own: str, side: int, more: tuple[str, ...] = ()) -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "size",
-            options=[*more, *RATIOS, CUSTOM_SIZE],
-            default=first,
-            tooltip=f"A ratio that the model was trained at, at {own}, or the width and height below.",
-        ),
-        io.Int.Input(
-            "width", default=side, min=8, max=8192, step=8, advanced=True, tooltip=f"Used when size is {CUSTOM_SIZE}."
-        ),
-        io.Int.Input(
-            "height", default=side, min=8, max=8192, step=8, advanced=True, tooltip=f"Used when size is {CUSTOM_SIZE}."
-        ),
-        io.Float.Input(
-            "megapixels",
-            default=0.0,
-            min=0.0,
-            max=16.0,
-            step=0.25,
-            advanced=True,
-            tooltip=f"Area of a ratio in units of 1024x1024 pixels; 0 is {own}.",
-        ),
-    ]
-
-
-def _steps() -> list[io.Input]:
-    return [
-        io.Int.Input("steps", default=50, min=1, max=200, tooltip="Steps; 8 with the 8-step LoRA."),
-        io.Float.Input(
-            "cfg", default=4.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance scale; 1 with the 8-step LoRA."
-        ),
-    ]
-
-
-def _image_cfg() -> io.Input:
-    return io.Float.Input(
-        "image_cfg", default=1.0, min=0.0, max=30.0, step=0.1, advanced=True, tooltip="Guidance scale of the pictures."
-    )
-
-
-def _seed() -> io.Input:
-    return io.Int.Input(
-        "seed",
-        default=42,
-        min=0,
-        max=2**63 - 1,
-        control_after_generate=True,
-        tooltip="Fixes the noise: the same seed gives the same picture.",
-    )
-
-
-def _finer(interval: bool = True) -> list[io.Input]:
-    ends = [
-        io.Float.Input(
-            name,
-            default=value,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            advanced=True,
-            tooltip=f"Guide {words} this t; 0 is noise.",
-        )
-        for name, value, words in (("interval_from", 0.0, "from"), ("interval_to", 1.0, "up to"))
-    ]
-    return [
-        io.Combo.Input(
-            "norm", options=list(NORMS), default="none", advanced=True, tooltip="How guidance is held back in norm."
-        ),
-        *(ends if interval else []),
-        io.Float.Input(
-            "shift",
-            default=3.0,
-            min=0.1,
-            max=20.0,
-            step=0.1,
-            advanced=True,
-            tooltip="More of the steps near the noise.",
-        ),
-        io.Boolean.Input("think", default=False, tooltip="Let the model reason in words before it draws."),
-    ]
-
-
-def _batch() -> io.Input:
-    return io.Int.Input("batch", default=1, min=1, max=16, tooltip="Pictures at once, from one seed.")
 
 
 class U1Sample(Node):
@@ -113,12 +27,9 @@ class U1Sample(Node):
             search_aliases=["text to image", "t2i", "generate", "sampler", "ksampler", "sensenova", "think"],
             inputs=[
                 MODEL_IN,
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to draw."),
-                *_sizes("1:1", "the model's own size", 2048),
-                *_steps(),
-                _seed(),
-                _batch(),
-                *_finer(),
+                text("prompt", "What to draw.", lines=True, dynamic_prompts=True),
+                *picture_inputs(*SIZE, "steps", "cfg", "seed", "batch", *GUIDANCE, "shift"),
+                think(),
             ],
             outputs=[IMAGES_OUT, io.String.Output("thoughts", tooltip="The reasoning, if the model was let think.")],
         )
@@ -136,13 +47,13 @@ class U1Edit(Node):
             inputs=[
                 MODEL_IN,
                 io.Image.Input("images", tooltip="The pictures to change; a batch is taken as several."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to change."),
-                *_sizes(LIKE_INPUT, "the model's own size", 2048, (LIKE_INPUT,)),
-                *_steps(),
-                _image_cfg(),
-                _seed(),
-                _batch(),
-                *_finer(),
+                text("prompt", "What to change.", lines=True, dynamic_prompts=True),
+                *picture_inputs(
+                    *(*SIZE, "steps", "cfg", "image_cfg", "seed", "batch", *GUIDANCE, "shift"),
+                    more_sizes=(LIKE_INPUT,),
+                    size=LIKE_INPUT,
+                ),
+                think(),
                 io.Image.Input("more_images", optional=True, tooltip="Further pictures, which may have another size."),
             ],
             outputs=[IMAGES_OUT, io.String.Output("thoughts", tooltip="The reasoning, if the model was let think.")],
@@ -160,13 +71,16 @@ class U1Interleave(Node):
             search_aliases=["story", "illustrated text", "text and images", "multimodal"],
             inputs=[
                 MODEL_IN,
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to tell."),
-                *_sizes("1:1", "9/16 of the model's own area", 1536),
-                *_steps(),
-                _image_cfg(),
-                _seed(),
-                io.Int.Input("max_tokens", default=1024, min=1, max=8192, tooltip="Most tokens of text."),
-                *_finer(interval=False),
+                text("prompt", "What to tell.", lines=True, dynamic_prompts=True),
+                *picture_inputs(
+                    *(*SIZE, "steps", "cfg", "image_cfg", "seed"),
+                    own="9/16 of the model's own area",
+                    width=1536,
+                    height=1536,
+                ),
+                integer("max_tokens", 1024, 1, 8192, "Most tokens of text."),
+                *picture_inputs("norm", "shift"),
+                think(),
                 io.Image.Input("images", optional=True, tooltip="Pictures to start from."),
             ],
             outputs=[
@@ -188,25 +102,17 @@ class U1Ask(Node):
             search_aliases=["vqa", "vision", "chat", "llm", "question", "describe"],
             inputs=[
                 MODEL_IN,
-                io.String.Input(
-                    "question",
-                    multiline=True,
-                    tooltip="What to ask; <image> marks say where the pictures stand, if not in front.",
+                text(
+                    "question", "What to ask; <image> marks say where the pictures stand, if not in front.", lines=True
                 ),
-                io.Int.Input("max_tokens", default=1024, min=1, max=8192, tooltip="Most tokens of the answer."),
-                io.Float.Input(
-                    "temperature", default=0.0, min=0.0, max=2.0, step=0.05, tooltip="0 takes the likeliest token."
-                ),
-                io.Float.Input(
-                    "top_p",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
+                integer("max_tokens", 1024, 1, 8192, "Most tokens of the answer."),
+                number("temperature", 0.0, 0.0, 2.0, 0.05, "0 takes the likeliest token."),
+                number(
+                    *("top_p", 1.0, 0.01, 1.0, 0.01),
+                    "Draw from the likeliest tokens that hold this share.",
                     advanced=True,
-                    tooltip="Draw from the likeliest tokens that hold this share.",
                 ),
-                _seed(),
+                seed("Fixes what is drawn: the same seed gives the same answer."),
                 io.Image.Input("images", optional=True, tooltip="Pictures it is about."),
             ],
             outputs=[io.String.Output("answer", tooltip="What the model says.")],
@@ -226,15 +132,15 @@ class U1CaptionDataset(Node):
             search_aliases=["caption", "tagger", "describe images", "txt", "dataset"],
             inputs=[
                 MODEL_IN,
-                io.String.Input("folder", tooltip="Folder of pictures: whole, or inside ComfyUI's input folder."),
-                io.String.Input(
+                text("folder", "Folder of pictures: whole, or inside ComfyUI's input folder."),
+                text(
                     "question",
-                    default=CAPTION_QUESTION,
-                    multiline=True,
+                    "What the model is asked. A style LoRA wants captions that say nothing of the style.",
+                    CAPTION_QUESTION,
+                    lines=True,
                     advanced=True,
-                    tooltip="What the model is asked. A style LoRA wants captions that say nothing of the style.",
                 ),
-                io.Int.Input("max_tokens", default=120, min=1, max=1024, tooltip="Most tokens of a caption."),
+                integer("max_tokens", 120, 1, 1024, "Most tokens of a caption."),
             ],
             outputs=[
                 io.String.Output("folder", tooltip="The folder, for U1 Style Dataset."),
@@ -261,23 +167,18 @@ class U1CompareGrid(Node):
             search_aliases=["xy plot", "grid", "contact sheet", "comparison", "side by side"],
             inputs=[
                 MODEL_IN,
-                io.String.Input("prompts", multiline=True, tooltip="One prompt a line; each is a row."),
-                io.String.Input(
+                text("prompts", "One prompt a line; each is a row.", lines=True),
+                text(
                     "loras",
-                    default="",
-                    multiline=True,
-                    tooltip="One LoRA a line, as FILE or FILE:STRENGTH in the loras folders, or the word none. Empty "
+                    "One LoRA a line, as FILE or FILE:STRENGTH in the loras folders, or the word none. Empty "
                     "compares the model as it is.",
+                    lines=True,
                 ),
-                io.String.Input("steps", default="50", tooltip="Numbers of steps, such as 50, 8."),
-                io.String.Input("cfg", default="4", tooltip="Guidance scales: one, or one for each number of steps."),
-                *_sizes("1:1", "the model's own size", 2048),
-                _seed(),
-                io.Float.Input(
-                    "shift", default=3.0, min=0.1, max=20.0, step=0.1, advanced=True, tooltip="More steps near noise."
-                ),
-                io.String.Input("other_steps", default="8", tooltip="Numbers of steps of the other model."),
-                io.String.Input("other_cfg", default="1", tooltip="Guidance scales of the other model."),
+                text("steps", "Numbers of steps, such as 50, 8.", "50"),
+                text("cfg", "Guidance scales: one, or one for each number of steps.", "4"),
+                *picture_inputs(*SIZE, "seed", "shift"),
+                text("other_steps", "Numbers of steps of the other model.", "8"),
+                text("other_cfg", "Guidance scales of the other model.", "1"),
                 Model.Input(
                     "other_model",
                     optional=True,

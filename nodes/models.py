@@ -2,9 +2,11 @@
 
 from comfy_api.latest import io
 
-from u1_core.workflow.loras import FORMS, MERGED_DTYPES
+from u1_core.plan.budget import MODES
+from u1_core.workflow.loras import FORMS, MERGED_DTYPES, NO_GGUF
 
 from .base import Node, studio
+from .inputs import choice, integer, number, switch, text
 from .types import CATEGORY, Model
 
 MODEL_OUT = Model.Output("u1_model", display_name="u1 model", tooltip="The model, for the other U1 nodes.")
@@ -21,29 +23,43 @@ class LoadU1Bf16Offload(Node):
             "U1 node and by training; layers that do not fit on the card are read as they are used.",
             search_aliases=["sensenova", "u1", "load model", "checkpoint", "u1.5", "a3b", "nano", "tiny"],
             inputs=[
-                io.Combo.Input(
+                choice(
                     "model",
-                    options=studio().model_names(),
-                    tooltip="Model folders (config.json with .safetensors) in models/u1, diffusion_models, checkpoints "
-                    "and extra_model_paths; built-in nano draws small scenes on any CPU, the tiny ones noise.",
+                    studio().model_names(),
+                    "Model folders (config.json with .safetensors) in models/u1, diffusion_models, checkpoints and "
+                    "extra_model_paths; built-in nano draws small scenes on any CPU, the tiny ones noise.",
                 ),
-                io.Combo.Input(
+                choice(
                     "dtype",
-                    options=["auto", "bf16", "fp32"],
-                    default="auto",
+                    ["auto", "bf16", "fp32"],
+                    "Numbers that are computed in: auto is bf16 on a card, fp32 on a CPU.",
                     advanced=True,
-                    tooltip="Numbers that are computed in: auto is bf16 on a card, fp32 on a CPU.",
                 ),
-                io.String.Input(
+                text(
                     "hub_id",
-                    default="",
+                    "owner/name of a model on the Hugging Face hub, in place of the one above; fetched to the hub's "
+                    "cache if it is not there yet. An interrupted download goes on where it stopped.",
                     optional=True,
                     advanced=True,
-                    tooltip="owner/name of a model on the Hugging Face hub, in place of the one above; fetched to the "
-                    "hub's cache if it is not there yet. An interrupted download goes on where it stopped.",
+                ),
+                text(
+                    "budget",
+                    f"Memory of the card that may be used: {', '.join(MODES)}, or an amount such as 12GB. What does "
+                    "not fit is streamed from host memory.",
+                    "auto",
+                    optional=True,
+                ),
+                choice(
+                    "gguf",
+                    [NO_GGUF, *studio().gguf_names()],
+                    "A quantised .gguf file in place of the weights, for sampling; the model's config.json and "
+                    "tokenizer are to lie beside it.",
+                    optional=True,
+                    advanced=True,
                 ),
             ],
-            outputs=[MODEL_OUT, io.String.Output("about", tooltip="Kind, size on disk and what it runs on.")],
+            outputs=[MODEL_OUT, io.String.Output("about", tooltip="Kind, size on disk, and the plan.")],
+            is_output_node=True,
         )
 
 
@@ -60,9 +76,7 @@ class LoadU1LoRA(Node):
             inputs=[
                 Model.Input("model", tooltip="The model, or the output of another LoRA node."),
                 _lora_input("A .safetensors file in ComfyUI's loras folders; what you train lands in loras/u1."),
-                io.Float.Input(
-                    "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="0 is without it, 1 as trained."
-                ),
+                number("strength", 1.0, -4.0, 4.0, 0.05, "0 is without it, 1 as trained."),
             ],
             outputs=[MODEL_OUT, io.String.Output("about", tooltip="Modules and strength.")],
         )
@@ -85,13 +99,20 @@ class StackUpstream8Step(Node):
             inputs=[
                 Model.Input("model", tooltip="The model without it."),
                 _lora_input("The 8-step LoRA that was released for this model."),
-                io.String.Input(
+                text(
                     "skip",
-                    default="",
-                    multiline=True,
+                    "Modules of it to leave out, by their path or the start of it, one a line.",
+                    lines=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Modules of it to leave out, by their path or the start of it, one a line.",
+                ),
+                switch(
+                    "folded",
+                    False,
+                    "Write it into the loaded weights: a step is then as fast as without it. Taken out again without "
+                    "a reload. While a run trains on the same weights it stays beside them.",
+                    optional=True,
+                    advanced=True,
                 ),
             ],
             outputs=[MODEL_OUT, io.String.Output("about", tooltip="Modules and strength.")],
@@ -114,21 +135,10 @@ class ExportU1LoRA(Node):
             search_aliases=["save lora", "merge lora", "fold", "svd", "extract", "bake"],
             inputs=[
                 Model.Input("model", tooltip="A model with one LoRA, or with several to be merged."),
-                io.Combo.Input(
-                    "form",
-                    options=list(FORMS),
-                    default=FORMS[0],
-                    tooltip="One LoRA file goes to loras/u1, a merged model to output/u1_models.",
-                ),
-                io.String.Input("name", default="exported", tooltip="Of the file or folder; it must be new."),
-                io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Of the terms that stand for whole tensors."),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(MERGED_DTYPES),
-                    default="as it is",
-                    advanced=True,
-                    tooltip="Of a merged model's weights.",
-                ),
+                choice("form", list(FORMS), "One LoRA file goes to loras/u1, a merged model to output/u1_models."),
+                text("name", "Of the file or folder; it must be new.", "exported"),
+                integer("rank", 64, 1, 1024, "Of the terms that stand for whole tensors."),
+                choice("dtype", list(MERGED_DTYPES), "Of a merged model's weights.", "as it is", advanced=True),
             ],
             outputs=[
                 io.String.Output("path", tooltip="What was written."),
@@ -141,7 +151,7 @@ class ExportU1LoRA(Node):
 
 
 def _lora_input(tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input("lora", options=studio().lora_names(), tooltip=tooltip)
+    return choice("lora", studio().lora_names(), tooltip)
 
 
 def _fingerprint(lora: str) -> str:

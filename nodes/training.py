@@ -2,7 +2,6 @@
 
 import time
 
-import comfy.model_management
 from comfy_api.latest import io
 
 from u1_core.lora.spec import PRESETS
@@ -10,7 +9,8 @@ from u1_core.released import RELEASED
 from u1_core.text.prompts import TEMPLATES
 from u1_core.workflow.training import CUSTOM
 
-from .base import Node
+from .base import Node, host
+from .inputs import MOST_STEPS, choice, integer, number, seed, switch, text
 from .types import CATEGORY, Dataset, LoraSpec, Model, PrefixCache, Run
 
 
@@ -25,42 +25,33 @@ class U1StyleDataset(Node):
             "of what the trainer sees.",
             search_aliases=["training data", "captions", "images folder", "parquet", "kohya", "trigger word"],
             inputs=[
-                io.String.Input(
+                text(
                     "folder",
-                    default="",
-                    tooltip="Folder of pictures with same-name .txt captions, or a .parquet or .arrow file: whole, or "
-                    "inside ComfyUI's input folder.",
+                    "Folder of pictures with same-name .txt captions, or a .parquet or .arrow file: whole, or inside "
+                    "ComfyUI's input folder.",
                 ),
-                io.String.Input("trigger", default="", tooltip='Put before every caption, as "{trigger}, {caption}".'),
-                io.Combo.Input(
+                text("trigger", 'Put before every caption, as "{trigger}, {caption}".'),
+                choice(
                     "prompt_template",
-                    options=list(TEMPLATES),
-                    default="official",
+                    list(TEMPLATES),
+                    "official: the prompt that sampling uses; plain: the bare caption.",
+                    "official",
                     advanced=True,
-                    tooltip="official: the prompt that sampling uses; plain: the bare caption.",
                 ),
-                io.Float.Input(
-                    "megapixels",
-                    default=0.0,
-                    min=0.0,
-                    max=16.0,
-                    step=0.25,
-                    tooltip="Largest size a picture is trained at, in units of 1024x1024; 0 is the model's own size.",
+                number(
+                    *("megapixels", 0.0, 0.0, 16.0, 0.25),
+                    "Largest size a picture is trained at, in units of 1024x1024; 0 is the model's own size.",
                 ),
-                io.Boolean.Input(
-                    "snap_bucket", default=True, tooltip="Crop to the nearest official ratio; else keep the picture's."
-                ),
-                io.Boolean.Input(
+                switch("snap_bucket", True, "Crop to the nearest official ratio; else keep the picture's."),
+                switch(
                     "use_think_labels",
-                    default=False,
+                    False,
+                    "Put the text after a caption's ---think--- line into the prompt's think block.",
                     advanced=True,
-                    tooltip="Put the text after a caption's ---think--- line into the prompt's think block.",
                 ),
                 Model.Input("model", optional=True, tooltip="Checks captions and sizes against this model."),
                 io.Image.Input("images", optional=True, tooltip="Pictures in place of a folder."),
-                io.String.Input(
-                    "captions", default="", multiline=True, optional=True, tooltip="For images: one caption a line."
-                ),
+                text("captions", "For images: one caption a line.", lines=True, optional=True),
             ],
             outputs=[
                 Dataset.Output("dataset", tooltip="The dataset, for Train Style LoRA."),
@@ -88,6 +79,12 @@ class BuildPrefixKVCache(Node):
             inputs=[
                 Model.Input("model", tooltip="The model that will be trained, with the LoRA under it if any."),
                 Dataset.Input("dataset", tooltip="Whose captions."),
+                text(
+                    "preview_prompts",
+                    "Prompts of the run's previews, trigger included, one a line, for a run that names none itself.",
+                    lines=True,
+                    optional=True,
+                ),
             ],
             outputs=[
                 PrefixCache.Output("prefixes", tooltip="Where they are, for Train Style LoRA."),
@@ -108,28 +105,21 @@ class LoRASpec(Node):
             "and counts what that trains. Needs no model on disk.",
             search_aliases=["lora rank", "lora targets", "lora modules", "sensenova", "u1"],
             inputs=[
-                io.Combo.Input("model", options=list(RELEASED), tooltip="The published model to count it for."),
-                io.Combo.Input(
+                choice("model", list(RELEASED), "The published model to count it for."),
+                choice(
                     "preset",
-                    options=[*PRESETS, CUSTOM],
-                    default="attn_mlp",
-                    tooltip="A spec with a name. attn_mlp at rank 64 is what style LoRAs start from; "
-                    "custom takes the spec below.",
+                    [*PRESETS, CUSTOM],
+                    "A spec with a name. attn_mlp at rank 64 is what style LoRAs start from; custom takes the spec "
+                    "below.",
+                    "attn_mlp",
                 ),
-                io.String.Input(
+                text(
                     "spec",
-                    default=PRESETS["attn_mlp"],
-                    tooltip="Used when the preset is custom. TARGET=rRANKaALPHA between semicolons; a later entry "
-                    "overrides an earlier one: attn=r64a64; mlp=r32; mlp_mot_gen.down_proj=off",
+                    "Used when the preset is custom. TARGET=rRANKaALPHA between semicolons; a later entry overrides an "
+                    "earlier one: attn=r64a64; mlp=r32; mlp_mot_gen.down_proj=off",
+                    PRESETS["attn_mlp"],
                 ),
-                io.Float.Input(
-                    "dropout",
-                    default=0.0,
-                    min=0.0,
-                    max=0.95,
-                    step=0.01,
-                    tooltip="Share of each term's inputs zeroed while training.",
-                ),
+                number("dropout", 0.0, 0.0, 0.95, 0.01, "Share of each term's inputs zeroed while training."),
                 Model.Input("for_model", optional=True, tooltip="Count it for this model instead."),
             ],
             outputs=[
@@ -153,115 +143,26 @@ class TrainStyleLoRA(Node):
             inputs=[
                 Model.Input("model", tooltip="The model; with the 8-step LoRA under it if the style is for that."),
                 Dataset.Input("dataset", tooltip="Pictures and captions."),
-                io.String.Input(
-                    "name", default="my_style", tooltip="Of the run and its LoRA; numbered if it is taken."
-                ),
-                io.Int.Input("steps", default=6000, min=1, max=1_000_000, tooltip="Updates of the weights."),
-                io.Float.Input("lr", default=5e-5, min=1e-8, max=1.0, step=1e-6, round=1e-9, tooltip="Learning rate."),
-                io.Combo.Input(
-                    "loss",
-                    options=["x0", "v", "x0_huber", "v_huber"],
-                    default="x0",
-                    advanced=True,
-                    tooltip="Error of the predicted picture (x0) or of the velocity (v), squared or Huber.",
-                ),
-                io.Combo.Input(
-                    "t_distribution",
-                    options=["uniform", "logit_normal"],
-                    default="uniform",
-                    advanced=True,
-                    tooltip="How timesteps are drawn.",
-                ),
-                io.Float.Input(
-                    "caption_dropout",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of steps that see the empty prompt in place of the caption.",
-                ),
-                io.Combo.Input(
-                    "optimizer",
-                    options=["auto", "adamw", "paged_adamw8bit"],
-                    default="auto",
-                    advanced=True,
-                    tooltip="auto takes paged_adamw8bit on a card with bitsandbytes, else adamw.",
-                ),
-                io.Int.Input(
-                    "grad_accum",
-                    default=1,
-                    min=1,
-                    max=1024,
-                    advanced=True,
-                    tooltip="Pictures averaged into one update.",
-                ),
-                io.Int.Input(
-                    "checkpoint_every",
-                    default=600,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Save each so many steps; 0 saves at the end only.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Fixes the data order, t, noise, dropout and the LoRA's first values.",
-                ),
-                io.Boolean.Input(
-                    "train_heads",
-                    default=True,
-                    advanced=True,
-                    tooltip="Train the embedders and the head whole beside the LoRA, as the reference recipe does.",
-                ),
-                io.Int.Input(
-                    "validate_every",
-                    default=300,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Compare with the untrained model on fixed pictures each so many steps; 0 does not.",
-                ),
-                io.Int.Input(
-                    "preview_every", default=600, min=0, max=1_000_000, tooltip="Draw each so many steps; 0 does not."
-                ),
-                io.String.Input(
-                    "preview_prompts",
-                    default="",
-                    multiline=True,
-                    tooltip="Prompts of the previews, trigger included, one a line; none takes the first two captions.",
-                ),
-                io.Int.Input(
-                    "preview_steps",
-                    default=50,
-                    min=1,
-                    max=200,
-                    advanced=True,
-                    tooltip="Steps of a preview; 8 with the 8-step LoRA.",
-                ),
-                io.Float.Input(
-                    "preview_cfg",
-                    default=4.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Guidance scale of a preview; 1 with the 8-step LoRA.",
-                ),
-                io.Boolean.Input(
-                    "wait", default=False, tooltip="Block until the run has ended, for workflows that go on with it."
-                ),
+                text("name", "Of the run and its LoRA; numbered if it is taken.", "my_style"),
+                *_learning_inputs(),
+                *_looking_inputs(),
+                switch("wait", False, "Block until the run has ended, for workflows that go on with it."),
                 LoraSpec.Input("spec", optional=True, tooltip="Modules and ranks; without it attn_mlp_no_head."),
                 PrefixCache.Input("prefixes", optional=True, tooltip="Prefix K/V that was built before."),
-                io.String.Input(
+                text(
                     "recipe",
-                    default="",
-                    multiline=True,
+                    "A recipe file's path, or YAML: what it says goes before the fields above.",
+                    lines=True,
                     optional=True,
                     advanced=True,
-                    tooltip="A recipe file's path, or YAML: what it says goes before the fields above.",
+                ),
+                switch(
+                    "resume",
+                    False,
+                    "Go on with the run of this name, if there is one, in place of beginning another. Fields may not "
+                    "have changed, but steps.",
+                    optional=True,
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -279,8 +180,7 @@ class TrainStyleLoRA(Node):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        comfy.model_management.unload_all_models()
-        comfy.model_management.soft_empty_cache()
+        host().unload_others()
         return super().execute(**inputs)
 
 
@@ -295,15 +195,18 @@ class U1TrainingRun(Node):
             search_aliases=["checkpoint", "loss graph", "training status", "latest lora"],
             inputs=[
                 Run.Input("run", optional=True, tooltip="The run."),
-                io.String.Input("name", default="", tooltip="A run's name, where none is connected."),
-                io.Int.Input(
-                    "step", default=0, min=0, max=1_000_000, tooltip="A checkpoint's step; 0 is what was saved last."
-                ),
-                io.Boolean.Input("wait", default=True, tooltip="Wait until the run has ended."),
-                io.Float.Input(
-                    "strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="Of the LoRA on the model."
-                ),
+                text("name", "A run's name, where none is connected."),
+                integer("step", 0, 0, MOST_STEPS, "A checkpoint's step; 0 is what was saved last."),
+                switch("wait", True, "Wait until the run has ended."),
+                number("strength", 1.0, -4.0, 4.0, 0.05, "Of the LoRA on the model."),
                 Model.Input("model", optional=True, tooltip="The model to put it on."),
+                switch(
+                    "live",
+                    False,
+                    "Take the weights as they are each time they are used, for as long as the run trains; does not "
+                    "wait.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 Model.Output("u1_model", display_name="u1 model", tooltip="The model with the run's LoRA."),
@@ -317,6 +220,63 @@ class U1TrainingRun(Node):
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
         return time.time()
+
+
+def _learning_inputs() -> list[io.Input]:
+    """What decides what is learned."""
+    return [
+        integer("steps", 6000, 1, MOST_STEPS, "Updates of the weights."),
+        number("lr", 5e-5, 1e-8, 1.0, 1e-6, "Learning rate.", round=1e-9),
+        choice(
+            "loss",
+            ["x0", "v", "x0_huber", "v_huber"],
+            "Error of the predicted picture (x0) or of the velocity (v), squared or Huber.",
+            advanced=True,
+        ),
+        choice("t_distribution", ["uniform", "logit_normal"], "How timesteps are drawn.", advanced=True),
+        number(
+            *("caption_dropout", 0.0, 0.0, 1.0, 0.01),
+            "Share of steps that see the empty prompt in place of the caption.",
+            advanced=True,
+        ),
+        choice(
+            "optimizer",
+            ["auto", "adamw", "paged_adamw8bit"],
+            "auto takes paged_adamw8bit on a card with bitsandbytes, else adamw.",
+            advanced=True,
+        ),
+        integer("grad_accum", 1, 1, 1024, "Pictures averaged into one update.", advanced=True),
+        integer("checkpoint_every", 600, 0, MOST_STEPS, "Save each so many steps; 0 saves at the end only."),
+        seed("Fixes the data order, t, noise, dropout and the LoRA's first values.", 0, changes=False),
+        switch(
+            "train_heads",
+            True,
+            "Train the embedders and the head whole beside the LoRA, as the reference recipe does.",
+            advanced=True,
+        ),
+    ]
+
+
+def _looking_inputs() -> list[io.Input]:
+    """How a run looks at itself."""
+    return [
+        integer(
+            *("validate_every", 300, 0, MOST_STEPS),
+            "Compare with the untrained model on fixed pictures each so many steps; 0 does not.",
+        ),
+        integer("preview_every", 600, 0, MOST_STEPS, "Draw each so many steps; 0 does not."),
+        text(
+            "preview_prompts",
+            "Prompts of the previews, trigger included, one a line; none takes the first two captions.",
+            lines=True,
+        ),
+        integer("preview_steps", 50, 1, 200, "Steps of a preview; 8 with the 8-step LoRA.", advanced=True),
+        number(
+            *("preview_cfg", 4.0, 1.0, 30.0, 0.1),
+            "Guidance scale of a preview; 1 with the 8-step LoRA.",
+            advanced=True,
+        ),
+    ]
 
 
 NODES = [U1StyleDataset, BuildPrefixKVCache, LoRASpec, TrainStyleLoRA, U1TrainingRun]

@@ -5,21 +5,70 @@ this one the sampler is next.
 """
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+
+WAIT_S = 0.02
 
 
 class Lease:
     """A fair, reentrant lock: `with lease: …`. A thread that holds it may take it again."""
 
     def __init__(self) -> None:
+        self.ready: Callable[[], bool] = lambda: True
+        """Asked on a thread that has just come to hold the lease. False: what it needs is not on the device and cannot
+        be brought there now; it gives the lease back and comes again."""
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
         self._owner: int | None = None
         self._depth = 0
 
     def acquire(self) -> None:
-        """Wait for this thread's turn."""
+        """Wait for this thread's turn, and until the device is ready for it."""
+        while True:
+            self._take()
+            try:
+                ready = self._depth > 1 or self.ready()
+            except BaseException:
+                self.release()
+                raise
+            if ready:
+                return
+            self.release()
+            time.sleep(WAIT_S)
+
+    def release(self) -> None:
+        """Hand the lease on. Only its holder may."""
+        with self._changed:
+            if self._owner != threading.get_ident():
+                raise RuntimeError("the lease is held by another thread, or by none")
+            self._depth -= 1
+            if self._depth == 0:
+                self._owner = None
+                self._changed.notify_all()
+
+    @contextmanager
+    def as_it_is(self) -> Iterator[None]:
+        """Hold the lease without asking whether the device is ready: for who moves things from it and to it."""
+        self._take()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def __enter__(self) -> "Lease":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _take(self) -> None:
         me = threading.get_ident()
         with self._changed:
             if self._owner != me:
@@ -32,22 +81,3 @@ class Lease:
                     self._queue.remove(ticket)
                     self._changed.notify_all()
             self._depth += 1
-
-    def release(self) -> None:
-        """Hand the lease on. Only its holder may."""
-        with self._changed:
-            if self._owner != threading.get_ident():
-                raise RuntimeError("the lease is held by another thread, or by none")
-            self._depth -= 1
-            if self._depth == 0:
-                self._owner = None
-                self._changed.notify_all()
-
-    def __enter__(self) -> "Lease":
-        self.acquire()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()

@@ -77,7 +77,10 @@ def test_pause_holds_a_run_and_the_next_waits_in_line(server, status, training, 
 
 def test_routes_take_known_runs_and_actions_from_the_same_page_only(server):
     assert server.post("/u1/runs/nobody/stop")[0] == 404
-    assert server.post("/u1/runs/second/erase") == (400, {"error": "'erase' is none of pause, resume, stop"})
+    assert server.post("/u1/runs/second/erase") == (
+        400,
+        {"error": "'erase' is none of pause, resume, stop, save, preview"},
+    )
     assert server.post("/u1/runs/second/stop", {"path": "/"})[0] == 413
     assert server.post("/u1/runs/second/stop", Origin="http://elsewhere.example")[0] == 403
     assert server.post("/u1/runs/..%2f..%2fetc/stop")[0] == 404

@@ -3,8 +3,10 @@
 from PIL import Image
 
 from u1_core.workflow.drawing import comparison_sheet, from_image_tensor, images_to_tensor
+from u1_core.workflow.host import Host
 from u1_core.workflow.loss_chart import moving_means
-from u1_core.workflow.runs import HISTORY_POINTS, Runs, marks_of, thinned
+from u1_core.workflow.run_history import HISTORY_POINTS, marks_of, thinned
+from u1_core.workflow.runs import Runs
 
 
 def test_a_long_run_is_thinned_to_means_at_the_last_step_of_each_stretch():
@@ -19,16 +21,17 @@ def test_a_long_run_is_thinned_to_means_at_the_last_step_of_each_stretch():
 def test_marks_take_the_held_out_pictures_where_there_are_any():
     share = {"x0": {"percent": 71.5}}
     training = {"x0": {"percent": 60.0}}
+    previews = {"step": 5, "files": ["step_000005_1.png"], "base_files": ["base_1.png"], "prompts": ["a house"]}
     records = [
         {"event": "validation", "step": 0, "held_out": share, "training": training},
         {"event": "validation", "step": 5, "training": training},
-        {"event": "preview", "step": 5, "files": ["step_000005_1.png"]},
+        {"event": "preview", **previews, "seconds": 2.5},
         {"event": "preview", "step": 6, "failed": "out of memory"},
     ]
     assert marks_of(records) == [
         {"step": 0, "percent": 71.5},
         {"step": 5, "percent": 60.0},
-        {"step": 5, "files": ["step_000005_1.png"]},
+        previews,
     ]
 
 
@@ -39,9 +42,9 @@ def test_a_run_that_was_cut_off_is_interrupted_and_keeps_its_history(tmp_path):
     (folder / "log.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo', encoding="utf-8"
     )
-    (status,) = Runs(tmp_path).statuses()
+    (status,) = Runs(tmp_path, Host()).statuses()
     assert (status.state, status.step, status.steps) == ("interrupted", 2, 9)
-    assert Runs(tmp_path).history("half") == [(1, 2.0), (2, 1.5)]
+    assert Runs(tmp_path, Host()).history("half") == ([(1, 2.0), (2, 1.5)], [])
 
 
 def test_moving_means_run_over_a_twentieth():

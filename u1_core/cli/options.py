@@ -18,8 +18,8 @@ from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import parse_lora_argument, read_lora
 from u1_core.plan.budget import Budget, enforce
-from u1_core.sample.guidance import NORMS, Guidance
-from u1_core.sample.settings import SampleSettings
+from u1_core.sample.guidance import NORMS
+from u1_core.sample.settings import SampleSettings, settings_for
 from u1_core.session import Session
 from u1_core.weights.download import resolve_model
 
@@ -98,8 +98,8 @@ def load_adapters(arguments: Sequence[str]) -> list[Adapter]:
 
 def picture_settings(args: argparse.Namespace, size: tuple[int, int], batch: int = 1) -> SampleSettings:
     """The settings that the options ask for, at `size` (width, height)."""
-    guidance = Guidance(args.cfg, getattr(args, "image_cfg", 1.0), args.norm, tuple(args.interval))
-    return SampleSettings(*size, args.steps, args.shift, args.seed, batch, guidance=guidance)
+    image_cfg, interval = getattr(args, "image_cfg", 1.0), tuple(args.interval)
+    return settings_for(size, args.steps, args.cfg, image_cfg, args.norm, interval, args.shift, args.seed, batch)
 
 
 def open_pictures(paths: list[Path]) -> list[Any]:

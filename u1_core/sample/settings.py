@@ -37,3 +37,18 @@ class SampleSettings:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.batch, 3, self.height, self.width
+
+
+def settings_for(
+    sides: tuple[int, int],
+    steps: int,
+    cfg: float,
+    image_cfg: float = 1.0,
+    norm: str = "none",
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float = 3.0,
+    seed: int = 42,
+    batch: int = 1,
+) -> SampleSettings:
+    """Settings from what people are asked, one by one; `sides` is (width, height)."""
+    return SampleSettings(*sides, steps, shift, seed, batch, guidance=Guidance(cfg, image_cfg, norm, interval))

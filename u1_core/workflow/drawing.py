@@ -1,6 +1,7 @@
 """The nodes that draw and the nodes that read: text to image, edit, interleave, ask, captions, comparison sheets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +9,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from u1_core.data.buckets import INTERLEAVE, TEXT_TO_IMAGE, edit_size, parse_size
+from u1_core.data.buckets import edit_size
 from u1_core.data.folder import PICTURE_SUFFIXES
 from u1_core.data.pictures import open_picture, to_images
 from u1_core.errors import U1Error
-from u1_core.model.config import U1Config
 from u1_core.sample.edit import edit
-from u1_core.sample.guidance import Guidance
 from u1_core.sample.interleave import interleave
-from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.understand.ask import ask
 from u1_core.understand.decode import TextSettings
 from u1_core.weights.write import replacing
 from u1_core.workflow.handles import LoraUse, Model, Result
+from u1_core.workflow.picture_options import LIKE_INPUT, PictureOptions, draws
 from u1_core.workflow.studio import Studio, Watch
 
-RATIOS = tuple(TEXT_TO_IMAGE)
-CUSTOM_SIZE = "width x height"
-LIKE_INPUT = "like the input"
 CAPTION_QUESTION = (
     "Describe what this picture shows in one or two plain sentences: the things, people, places and what happens. "
     "Say nothing of its style, medium, colours or mood."
@@ -35,36 +31,25 @@ CELL_TEXT = 20
 """Pixels of a line of text on a sheet."""
 
 
+@draws()
 def sample(
     studio: Studio,
     watch: Watch,
     *,
     model: Model,
     prompt: str,
-    size: str = "1:1",
-    width: int = 2048,
-    height: int = 2048,
-    megapixels: float = 0.0,
-    steps: int = 50,
-    cfg: float = 4.0,
-    seed: int = 42,
-    batch: int = 1,
-    norm: str = "none",
-    interval_from: float = 0.0,
-    interval_to: float = 1.0,
-    shift: float = 3.0,
+    how: PictureOptions,
     think: bool = False,
 ) -> Result:
     """U1Sample: pictures of a prompt, and the reasoning before them."""
     with studio.using(model, watch) as session:
-        sides = chosen_size(session.config, size, width, height, megapixels)
-        guidance = Guidance(cfg, norm=norm, interval=(interval_from, interval_to))
-        settings = SampleSettings(*sides, steps, shift, seed, batch, guidance=guidance)
+        settings = how.settings(how.sides(session.config))
         drawn = text_to_image(session, prompt, settings, think, watch.on_step, watch.on_text)
     pictures = to_image_tensor(drawn.pictures)
     return Result((pictures, drawn.think_text), pictures=pictures)
 
 
+@draws(size=LIKE_INPUT)
 def edit_pictures(
     studio: Studio,
     watch: Watch,
@@ -72,19 +57,7 @@ def edit_pictures(
     model: Model,
     images: Tensor,
     prompt: str,
-    size: str = LIKE_INPUT,
-    width: int = 2048,
-    height: int = 2048,
-    megapixels: float = 0.0,
-    steps: int = 50,
-    cfg: float = 4.0,
-    image_cfg: float = 1.0,
-    seed: int = 42,
-    batch: int = 1,
-    norm: str = "none",
-    interval_from: float = 0.0,
-    interval_to: float = 1.0,
-    shift: float = 3.0,
+    how: PictureOptions,
     think: bool = False,
     more_images: Tensor | None = None,
 ) -> Result:
@@ -92,35 +65,24 @@ def edit_pictures(
     pictures = [*from_image_tensor(images), *(from_image_tensor(more_images) if more_images is not None else [])]
     with studio.using(model, watch) as session:
         config = session.config
-        if size == LIKE_INPUT:
-            pixels = round(megapixels * 2**20) or config.native_pixels
-            sides = edit_size(*pictures[0].size, config.token_pixels, pixels)
+        if how.size == LIKE_INPUT:
+            sides = edit_size(*pictures[0].size, config.token_pixels, how.pixels(config.native_pixels))
         else:
-            sides = chosen_size(config, size, width, height, megapixels)
-        guidance = Guidance(cfg, image_cfg, norm, (interval_from, interval_to))
-        settings = SampleSettings(*sides, steps, shift, seed, batch, guidance=guidance)
-        drawn = edit(session, prompt, pictures, settings, think, None, watch.on_step, watch.on_text)
+            sides = how.sides(config)
+        drawn = edit(session, prompt, pictures, how.settings(sides), think, None, watch.on_step, watch.on_text)
     edited = to_image_tensor(drawn.pictures)
     return Result((edited, drawn.think_text), pictures=edited)
 
 
+@draws(width=1536, height=1536)
 def tell_with_pictures(
     studio: Studio,
     watch: Watch,
     *,
     model: Model,
     prompt: str,
-    size: str = "1:1",
-    width: int = 1536,
-    height: int = 1536,
-    megapixels: float = 0.0,
-    steps: int = 50,
-    cfg: float = 4.0,
-    image_cfg: float = 1.0,
-    seed: int = 42,
+    how: PictureOptions,
     max_tokens: int = 1024,
-    norm: str = "none",
-    shift: float = 3.0,
     think: bool = False,
     images: Tensor | None = None,
 ) -> Result:
@@ -128,12 +90,8 @@ def tell_with_pictures(
     pictures = from_image_tensor(images) if images is not None else []
     text, drawn = "", []
     with studio.using(model, watch) as session:
-        config = session.config
-        pixels = round(megapixels * 2**20) or config.native_pixels * 9 // 16
-        sides = (width, height)
-        if size != CUSTOM_SIZE:
-            sides = parse_size(size, config.token_pixels, INTERLEAVE, pixels)
-        settings = SampleSettings(*sides, steps, shift, seed, guidance=Guidance(cfg, image_cfg, norm))
+        sides = how.sides_between_text(session.config)
+        settings = how.settings(sides)
         told = interleave(session, prompt, pictures, settings, think, max_tokens=max_tokens, on_step=watch.on_step)
         for piece in told:
             watch.check()
@@ -195,6 +153,7 @@ def caption_folder(
     return Result((str(root), text), text)
 
 
+@draws()
 def compare(
     studio: Studio,
     watch: Watch,
@@ -202,14 +161,9 @@ def compare(
     model: Model,
     prompts: str,
     loras: str = "",
+    how: PictureOptions,
     steps: str = "50",
     cfg: str = "4",
-    size: str = "1:1",
-    width: int = 2048,
-    height: int = 2048,
-    megapixels: float = 0.0,
-    seed: int = 42,
-    shift: float = 3.0,
     other_steps: str = "8",
     other_cfg: str = "1",
     other_model: Model | None = None,
@@ -224,8 +178,7 @@ def compare(
     for prompt in rows:
         for one, count, scale in columns:
             with studio.using(one, watch) as session:
-                sizes = chosen_size(session.config, size, width, height, megapixels)
-                settings = SampleSettings(*sizes, count, shift, seed, guidance=Guidance(scale))
+                settings = replace(how, steps=count, cfg=scale).settings(how.sides(session.config))
                 drawn = text_to_image(session, prompt, settings, on_step=watch.on_step)
             cells += to_images(drawn.pictures.cpu())
             done += 1
@@ -233,13 +186,6 @@ def compare(
     heads = [f"{_named(one)} · {count} steps · cfg {scale:g}" for one, count, scale in columns]
     shown = images_to_tensor([comparison_sheet(cells, heads, rows)])
     return Result((shown,), "\n".join(heads), shown)
-
-
-def chosen_size(config: U1Config, size: str, width: int, height: int, megapixels: float) -> tuple[int, int]:
-    """(width, height): a ratio at the model's own size or at `megapixels` of 1024 x 1024, or the sides as given."""
-    if size == CUSTOM_SIZE:
-        return width, height
-    return parse_size(size, config.token_pixels, pixels=round(megapixels * 2**20) or config.native_pixels)
 
 
 def comparison_sheet(cells: Sequence[Image.Image], heads: Sequence[str], rows: Sequence[str]) -> Image.Image:

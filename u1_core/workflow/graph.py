@@ -7,7 +7,7 @@ from typing import Any
 
 from u1_core.data.pictures import open_picture, save_png
 from u1_core.errors import U1Error, nearest
-from u1_core.workflow import drawing, loras, training
+from u1_core.workflow import dataset, drawing, loras, training
 from u1_core.workflow.handles import Result
 from u1_core.workflow.studio import Studio, Watch
 
@@ -15,8 +15,8 @@ Node = Callable[..., Result]
 
 NODES: dict[str, Node] = {
     "LoadU1Bf16Offload": loras.load_model,
-    "U1StyleDataset": training.dataset,
-    "BuildPrefixKVCache": training.prefix_cache,
+    "U1StyleDataset": dataset.dataset,
+    "BuildPrefixKVCache": dataset.prefix_cache,
     "LoRASpec": training.lora_spec,
     "TrainStyleLoRA": training.train_style_lora,
     "U1TrainingRun": training.training_run,

@@ -8,12 +8,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA file in use."""
+    """A LoRA file in use, or a LoRA that is being trained."""
 
     path: str
     strength: float = 1.0
     skip: tuple[str, ...] = ()
     """Module paths to leave out, with all below them."""
+    folded: bool = False
+    """Whether it is written into the weights that are loaded; not while a run trains on them."""
+    live: str = ""
+    """A run: its weights as they are at the moment of use, as long as it is training; after that, the file."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Model:
     name: str
     path: str
     dtype: str = "auto"
+    budget: str = "auto"
     loras: tuple[LoraUse, ...] = ()
 
     def with_lora(self, lora: LoraUse) -> "Model":
@@ -48,6 +53,8 @@ class PrefixCache:
 
     dataset: Dataset
     folder: str
+    preview_prompts: tuple[str, ...] = ()
+    """For runs that name none themselves."""
 
 
 @dataclass(frozen=True)

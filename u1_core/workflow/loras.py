@@ -10,6 +10,7 @@ from u1_core.lora.export import fold_full
 from u1_core.lora.files import write_lora
 from u1_core.lora.kinds import KIND_NAMES
 from u1_core.lora.merge import merge_loras
+from u1_core.plan.budget import Budget
 from u1_core.weights.download import resolve_model
 from u1_core.weights.snapshot import Snapshot
 from u1_core.workflow.handles import LoraUse, Model, Result
@@ -17,14 +18,30 @@ from u1_core.workflow.studio import Studio, Watch
 
 SINGLE, MERGED = "one LoRA file", "merged model"
 FORMS = (SINGLE, MERGED)
+NO_GGUF = "none"
 MERGED_DTYPES = {"as it is": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_model(studio: Studio, watch: Watch, *, model: str, dtype: str = "auto", hub_id: str = "") -> Result:
+def load_model(
+    studio: Studio,
+    watch: Watch,
+    *,
+    model: str,
+    dtype: str = "auto",
+    hub_id: str = "",
+    budget: str = "auto",
+    gguf: str = NO_GGUF,
+) -> Result:
     """LoadU1Bf16Offload: check a model and open it. Its weights are read when they are first needed."""
-    path = resolve_model(hub_id.strip(), allow_download=True) if hub_id.strip() else studio.find_model(model)
-    opened = Model(hub_id.strip() or model, str(path), dtype)
-    session = studio.session(opened, watch)
+    if gguf != NO_GGUF:
+        name, path = gguf, studio.find_gguf(gguf)
+    elif hub_id.strip():
+        name, path = hub_id.strip(), resolve_model(hub_id.strip(), allow_download=True)
+    else:
+        name, path = model, studio.find_model(model)
+    Budget.parse(budget)
+    opened = Model(name, str(path), dtype, budget.strip())
+    session = studio.session(opened)
     config, total = session.config, session.snapshot.total_bytes
     shown = str(session.dtype).removeprefix("torch.")
     text = (
@@ -39,11 +56,13 @@ def load_lora(studio: Studio, watch: Watch, *, model: Model, lora: str, strength
     return _with_lora(studio, model, LoraUse(str(studio.find_lora(lora)), strength))
 
 
-def stack_8step(studio: Studio, watch: Watch, *, model: Model, lora: str, skip: str = "") -> Result:
+def stack_8step(
+    studio: Studio, watch: Watch, *, model: Model, lora: str, skip: str = "", folded: bool = False
+) -> Result:
     """StackUpstream8Step: the model with the released 8-step LoRA under whatever follows; taken off by removing the
-    node. `skip` names modules to leave out, one a line."""
+    node. `skip` names modules to leave out, one a line; `folded` writes it into the loaded weights."""
     left_out = tuple(line.strip() for line in skip.splitlines() if line.strip())
-    return _with_lora(studio, model, LoraUse(str(studio.find_lora(lora)), 1.0, left_out))
+    return _with_lora(studio, model, LoraUse(str(studio.find_lora(lora)), 1.0, left_out, folded))
 
 
 def export_lora(
@@ -97,4 +116,5 @@ def _with_lora(studio: Studio, model: Model, lora: LoraUse) -> Result:
     adapter = studio.adapter(lora)
     adapter.check(studio.session(model).config)
     text = f"{adapter.name}: {len(adapter.modules)} modules, {len(adapter.full)} whole tensors, x{lora.strength:g}"
+    text += ", in the weights" * lora.folded
     return Result((model.with_lora(lora), text), text)

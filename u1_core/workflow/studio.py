@@ -18,6 +18,7 @@ from u1_core.session import Session
 from u1_core.weights.random_model import write_random_snapshot
 from u1_core.weights.tiny import TINY_HEAD_WIDTH, tiny_config, write_tiny_tokenizer
 from u1_core.workflow.handles import LoraUse, Model
+from u1_core.workflow.host import Host
 from u1_core.workflow.runs import Runs
 
 NANO, NANO_8STEP = "built-in nano", "built-in nano 8-step"
@@ -60,11 +61,13 @@ class Watch:
 class Studio:
     """Sessions by model, opened when first used. Opening another lets go of those that no run is using."""
 
-    def __init__(self, places: Places, device: str = "auto", runs: Runs | None = None) -> None:
+    def __init__(self, places: Places, device: str = "auto", host: Host | None = None) -> None:
         self.places, self.device = places, device
-        self.runs = runs or Runs(places.output / "u1_runs")
-        self._lock = threading.Lock()
-        self._sessions: dict[tuple[str, str], Session] = {}
+        self.host = host or Host()
+        self.runs = Runs(places.output / "u1_runs", self.host)
+        self._lock = threading.RLock()
+        self._watching = threading.local()
+        self._sessions: dict[tuple[str, str, str], Session] = {}
         self._adapters: dict[tuple[str, int], Adapter] = {}
 
     def model_names(self) -> list[str]:
@@ -81,6 +84,18 @@ class Studio:
         if name not in found:
             folders = ", ".join(map(str, self.places.models))
             raise U1Error(f"there is no model {name!r} in {folders}{nearest(name, [*found, NANO, *BUILT_IN])}")
+        return found[name]
+
+    def gguf_names(self) -> list[str]:
+        """Every .gguf file in the models folders, of whatever model, by its path there."""
+        return sorted(_ggufs(self.places.models))
+
+    def find_gguf(self, name: str) -> Path:
+        """A file that `gguf_names` lists. Raises U1Error with the nearest name."""
+        found = _ggufs(self.places.models)
+        if name not in found:
+            folders = ", ".join(map(str, self.places.models))
+            raise U1Error(f"there is no file {name!r} in {folders}{nearest(name, found)}")
         return found[name]
 
     def lora_names(self) -> list[str]:
@@ -105,28 +120,46 @@ class Studio:
         inside = self.places.input / path
         return path if path.is_absolute() or path.exists() or not inside.exists() else inside
 
-    def session(self, model: Model, watch: Watch | None = None) -> Session:
+    def session(self, model: Model) -> Session:
         """The open session of a model."""
-        key = (model.path, model.dtype)
+        key = (model.path, model.dtype, model.budget)
         with self._lock:
             if key not in self._sessions:
-                in_use = self.runs.sessions()
-                self._sessions = {k: session for k, session in self._sessions.items() if session in in_use}
-                on_progress = watch.on_progress if watch else None
-                self._sessions[key] = Session.open(Path(model.path), self.device, model.dtype, on_progress)
+                self.release()
+                path, budget = Path(model.path), model.budget
+                session = Session.open(path, self.device, model.dtype, self._on_progress, budget=budget)
+                session.lease.ready = self.runs.device_is_ready
+                self._sessions[key] = session
             return self._sessions[key]
 
     @contextmanager
     def using(self, model: Model, watch: Watch) -> Iterator[Session]:
-        """The session with the model's LoRAs in effect, and its lease held."""
-        session = self.session(model, watch)
-        with session.lease:
+        """The session with the model's LoRAs in effect, its weights on the device, and its lease held."""
+        session = self.session(model)
+        self.host.make_room(session)
+        with self.watched(watch), session.lease:
             watch.check()
-            session.use([self.adapter(lora) for lora in model.loras])
-            yield session
+            folded = [lora for lora in model.loras if lora.folded and session not in self.runs.sessions()]
+            session.fold([self.adapter(lora) for lora in folded])
+            session.use([self.adapter(lora) for lora in model.loras if lora not in folded])
+            try:
+                yield session
+            finally:
+                session.use([])
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Have `watch` told of weights that are read on this thread: they are read by whoever needs them first."""
+        self._watching.watch = watch
+        try:
+            yield
+        finally:
+            self._watching.watch = Watch()
 
     def adapter(self, lora: LoraUse) -> Adapter:
         """A LoRA as it is used: at its strength, without what is skipped."""
+        if lora.live:
+            return replace(self._live(lora.live), strength=lora.strength)
         path = Path(lora.path)
         key = (lora.path, path.stat().st_mtime_ns if path.is_file() else 0)
         if key not in self._adapters:
@@ -141,6 +174,23 @@ class Studio:
             in_use = self.runs.sessions()
             self._sessions = {key: session for key, session in self._sessions.items() if session in in_use}
             self._adapters = {}
+
+    def let_go(self, session: Session) -> bool:
+        """Forget an open model. False if a run is using it."""
+        with self._lock:
+            if session in self.runs.sessions():
+                return False
+            self._sessions = {key: kept for key, kept in self._sessions.items() if kept is not session}
+            return True
+
+    def _on_progress(self, done: int, total: int) -> None:
+        watch = getattr(self._watching, "watch", None)
+        if watch:
+            watch.on_progress(done, total)
+
+    def _live(self, run_id: str) -> Adapter:
+        """A run's weights as they are now, or as it has left them."""
+        return self.runs.live_adapter(run_id) or read_lora(self.runs.newest_file(run_id)).adapter
 
     def _built_in(self, kind: str) -> Path:
         config = tiny_config(kind) | {"max_image_seq_len": BUILT_IN_TOKENS}
@@ -177,6 +227,14 @@ def _found(folders: Sequence[Path]) -> dict[str, Path]:
                 continue
             if kind == "neo_chat":
                 found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def _ggufs(folders: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in folders:
+        for path in (path for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}.gguf")):
+            found.setdefault(path.relative_to(root).as_posix(), path)
     return found
 
 

@@ -1,105 +1,35 @@
-"""The nodes of training: the pictures, the spec, the run and what comes of it."""
+"""The nodes of training: the spec, the run, and what comes of it."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from safetensors import safe_open
-from torch import Tensor
 
-from u1_core.data.check import Rules, check_dataset, problems_of, spread
-from u1_core.data.dataset import open_dataset
-from u1_core.data.folder import refuse_problems
-from u1_core.data.framing import Framing
-from u1_core.data.picture_cache import training_pictures
-from u1_core.data.pictures import save_png
-from u1_core.data.sheet import contact_sheet
 from u1_core.errors import U1Error
 from u1_core.lora.files import FULL_FILE
 from u1_core.lora.plan import LoraPlan, plan_lora
 from u1_core.lora.spec import PRESETS
 from u1_core.released import released_config
+from u1_core.session import Session
 from u1_core.train.loop import Outcome
-from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
-from u1_core.train.recipe import Data, Recipe
-from u1_core.train.recipe_file import load_recipe, parse_recipe
-from u1_core.weights.write import replacing, write_safetensors
-from u1_core.workflow.drawing import from_image_tensor, images_to_tensor
+from u1_core.train.recipe_file import load_recipe
+from u1_core.weights.write import write_safetensors
+from u1_core.workflow.dataset import data_settings
+from u1_core.workflow.drawing import images_to_tensor
 from u1_core.workflow.handles import Dataset, LoraSpec, LoraUse, Model, PrefixCache, Result, RunHandle
 from u1_core.workflow.loss_chart import loss_chart
-from u1_core.workflow.runs import Run
+from u1_core.workflow.recipes import as_recipe, lines_of
+from u1_core.workflow.run import MODEL_FILE, WORKFLOW_FILE, Run
+from u1_core.workflow.run_history import Status
 from u1_core.workflow.studio import Studio, Watch
 
 CUSTOM = "custom"
 WORKFLOW = "u1.workflow"
 """Metadata key: the workflow in API form that made a LoRA."""
-SHEET_PICTURES = 12
-
-
-def dataset(
-    studio: Studio,
-    watch: Watch,
-    *,
-    folder: str = "",
-    trigger: str = "",
-    prompt_template: str = "official",
-    megapixels: float = 0.0,
-    snap_bucket: bool = True,
-    use_think_labels: bool = False,
-    model: Model | None = None,
-    images: Tensor | None = None,
-    captions: str = "",
-) -> Result:
-    """U1StyleDataset: a folder of captioned pictures, or pictures from a workflow with a caption a line; checked."""
-    if images is not None:
-        root = _stored(studio.places.cache / "pictures", images, captions)
-    elif folder.strip():
-        root = studio.find_folder(folder)
-    else:
-        raise U1Error("folder is empty and no images are connected; give a folder of pictures with .txt captions")
-    handle = Dataset(str(root), trigger, prompt_template, megapixels, snap_bucket, use_think_labels)
-    config = studio.session(model).config if model else None
-    token_pixels, native = (config.token_pixels, config.native_pixels) if config else (32, 2048**2)
-    data = Data(data_dir=str(root), cap_max_pixels=round(megapixels * 2**20) or native)
-    framing = Framing(data.cap_max_pixels, token_pixels, snap_bucket, data.fit, data.upscale)
-    opened = open_dataset(root)
-    pictures = training_pictures(opened, framing, data.masks, data.cache_mb * 10**6, data.workers)
-    try:
-        encode = studio.session(model).tokenizer.encode if model else None
-        rules = Rules(framing, trigger, data.masks, use_think_labels, encode)
-        findings = check_dataset(opened, pictures, rules, on_progress=watch.on_progress)
-        refuse_problems(root, problems_of(findings))
-        sheet = images_to_tensor([contact_sheet(opened, pictures, framing, spread(len(opened), SHEET_PICTURES))])
-    finally:
-        pictures.close()
-    text = "\n".join([f"{len(opened)} pictures with captions in {root}", *map(str, findings)])
-    return Result((handle, sheet, text), text, sheet)
-
-
-def prefix_cache(studio: Studio, watch: Watch, *, model: Model, dataset: Dataset) -> Result:
-    """BuildPrefixKVCache: every caption's prefix K/V, built now and kept on disk for this run and later ones."""
-    folder = studio.places.cache / "prefixes"
-    recipe = _recipe(_data_settings(model, dataset, studio) | {"runtime": {"prefix_dir": str(folder)}}, "")
-    with studio.using(model, watch) as session, torch.inference_mode(False), torch.no_grad():
-        captions = CaptionSequences(session.tokenizer, recipe, open_dataset(Path(dataset.folder)))
-        tokens = [len(captions[number].ids) for number in range(len(captions))]
-        before = _n_files(folder)
-        built = build_caption_prefixes(session, recipe, captions, session.adapters)
-        new = _n_files(folder) - before
-    where = f"{new} new files in {folder}" if new else f"all found in {folder}"
-    text = (
-        f"{len(tokens)} captions, {min(tokens)} to {max(tokens)} tokens, {built.n_bytes / 1e6:.1f} MB of prefix K/V; "
-        f"{where}"
-    )
-    return Result((PrefixCache(dataset, str(folder)), text), text)
-
-
-def _n_files(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.safetensors"))
 
 
 def lora_spec(
@@ -156,9 +86,12 @@ def train_style_lora(
     preview_cfg: float = 4.0,
     wait: bool = False,
     recipe: str = "",
+    resume: bool = False,
 ) -> Result:
-    """TrainStyleLoRA: start a run in the background, or put it in line behind the one that is running."""
-    settings = _data_settings(model, dataset, studio) | {
+    """TrainStyleLoRA: start a run in the background, or put it in line behind the one that is running.
+
+    `resume` goes on with the run of this name, if there is one that has not come to its end."""
+    settings = data_settings(model, dataset, studio) | {
         "run_name": name,
         "lora": {"preset": None, "spec": spec.spec, "dropout": spec.dropout} if spec else {},
         "train": {
@@ -175,21 +108,26 @@ def train_style_lora(
         "validation": {"every": validate_every},
         "previews": {
             "every": preview_every,
-            "prompts": [line.strip() for line in preview_prompts.splitlines() if line.strip()],
+            "prompts": [*(lines_of(preview_prompts) or (prefixes.preview_prompts if prefixes else ()))],
             "steps": preview_steps,
             "cfg": preview_cfg,
         },
-        "runtime": _upstream(model) | ({"prefix_dir": prefixes.folder} if prefixes else {}),
+        "runtime": {"budget": model.budget} | _upstream(model) | ({"prefix_dir": prefixes.folder} if prefixes else {}),
     }
     if not train_heads:
         settings["unfreeze"] = []
-    checked = _recipe(settings, recipe)
+    checked = as_recipe(settings, recipe)
     workflow = plain_workflow(watch.workflow) if watch.workflow else None
-    run = studio.runs.start(checked, lambda: studio.session(model), _deliver(studio), workflow)
+    if resume and studio.runs.has(checked.run_name):
+        run_id = checked.run_name
+        status = studio.runs.status(run_id)
+        if status.resumable or (status.state == "finished" and status.step < checked.train.steps):
+            studio.runs.resume(checked, model, _opened(studio), _deliver(studio), workflow)
+    else:
+        run_id = studio.runs.start(checked, model, _opened(studio), _deliver(studio), workflow).id
     if wait:
-        studio.runs.wait(run.id, watch.check)
-    status = studio.runs.status(run.id)
-    return Result((RunHandle(run.id), run.id), f"{run.id}: {status.state}", facts={"run": run.id})
+        studio.runs.wait(run_id, watch.check)
+    return Result((RunHandle(run_id), run_id), f"{run_id}: {studio.runs.status(run_id).state}", facts={"run": run_id})
 
 
 def training_run(
@@ -199,22 +137,39 @@ def training_run(
     run: RunHandle | None = None,
     name: str = "",
     step: int = 0,
+    live: bool = False,
     wait: bool = True,
     strength: float = 1.0,
     model: Model | None = None,
 ) -> Result:
-    """U1TrainingRun: the LoRA that a run has saved last, or at one step, put on a model; its chart and its status."""
+    """U1TrainingRun: the LoRA that a run has saved last, or at one step, put on a model; its chart and its status.
+
+    `live` does not wait: it takes the weights as they are each time they are used, for as long as the run trains."""
     run_id = run.id if run else name.strip()
     if not run_id:
         raise U1Error("no run is connected and name is empty; connect a run or write the name of one")
-    if wait:
+    if live and step:
+        raise U1Error(f"live weights are those of the present step: turn live off for step {step}, or leave step at 0")
+    if wait and not live:
         studio.runs.wait(run_id, watch.check)
-    path = studio.runs.newest_file(run_id, step)
-    status, points = studio.runs.status(run_id), studio.runs.history(run_id)
-    text = f"{run_id}: {status.state}, step {status.step} of {status.steps}, {path.name}"
-    chart = images_to_tensor([loss_chart(points, run_id)])
-    used = model.with_lora(LoraUse(str(path), strength)) if model else None
-    return Result((used, str(path), chart, text), text, chart, {"run": run_id})
+    live = live and studio.runs.is_training(run_id)
+    path = None if live else studio.runs.newest_file(run_id, step)
+    status = studio.runs.status(run_id)
+    points, marks = studio.runs.history(run_id)
+    text = f"{run_id}: {status.state}, step {status.step} of {status.steps}, {path.name if path else 'live weights'}"
+    if shares := [mark["percent"] for mark in marks if "percent" in mark]:
+        text += f", validation {shares[-1]:.1f}% of base"
+    chart = images_to_tensor([loss_chart(points, run_id, marks)])
+    lora = LoraUse("", strength, live=run_id) if live else LoraUse(str(path), strength)
+    used = model.with_lora(lora) if model else None
+    return Result((used, str(path or ""), chart, text), text, chart, {"run": run_id})
+
+
+def act_on_run(studio: Studio, run_id: str, action: str) -> Status:
+    """As `Runs.act`; "resume" begins a run anew that has ended before its time. Raises U1Error."""
+    if action == "resume" and studio.runs.status(run_id).resumable:
+        return _resume(studio, run_id)
+    return studio.runs.act(run_id, action)
 
 
 def plain_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,21 +177,6 @@ def plain_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
     return {
         number: {"class_type": node["class_type"], "inputs": dict(node.get("inputs", {}))}
         for number, node in sorted(workflow.items())
-    }
-
-
-def _data_settings(model: Model, dataset: Dataset, studio: Studio) -> dict[str, Any]:
-    """The parts of a recipe that a model and a dataset decide."""
-    native = studio.session(model).config.native_pixels
-    return {
-        "model": model.name,
-        "data": {
-            "data_dir": dataset.folder,
-            "cap_max_pixels": round(dataset.megapixels * 2**20) or native,
-            "snap_bucket": dataset.snap_bucket,
-            "use_think_labels": dataset.use_think_labels,
-        },
-        "style": {"trigger": dataset.trigger, "prompt_template": dataset.prompt_template},
     }
 
 
@@ -249,25 +189,39 @@ def _upstream(model: Model) -> dict[str, Any]:
     return {"upstream_lora_path": model.loras[0].path, "upstream_lora_skip": list(model.loras[0].skip)}
 
 
-def _recipe(settings: dict[str, Any], more: str) -> Recipe:
-    """The node's fields as a recipe; what `more` (a recipe file's path, or YAML) says goes first."""
-    text = more.strip()
-    if text and "\n" not in text and text.lower().endswith((".yaml", ".yml")):
-        path = Path(text).expanduser()
-        load_recipe(path)
-        text = path.read_text(encoding="utf-8-sig")
-    if text:
-        parse_recipe(text, "recipe")
-        settings = _laid_over(settings, yaml.safe_load(text) or {})
-    return parse_recipe(yaml.safe_dump(settings, allow_unicode=True), "TrainStyleLoRA")
+def _resume(studio: Studio, run_id: str) -> Status:
+    """Have a run go on from its last checkpoint, by what its folder says of recipe and model."""
+    folder = studio.runs.folder(run_id)
+    recipe = replace(load_recipe(folder / "recipe.yaml"), run_name=run_id)
+    model = Model(**(_read_json(folder / MODEL_FILE) or {"name": recipe.model or "", "path": ""}))
+    if not Path(model.path or "?").exists():
+        model = replace(model, path=str(studio.find_model(model.name)))
+    workflow = _read_json(folder / WORKFLOW_FILE)
+    return studio.runs.resume(recipe, model, _opened(studio), _deliver(studio), workflow).status
 
 
-def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        inner = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if inner else value
-    return merged
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A file that the run has left beside its recipe; None if it was cut off before that."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:
+        raise U1Error(f"{path}: cannot be read ({problem}); delete it to go on without it") from None
+
+
+def _opened(studio: Studio) -> Callable[[Run], AbstractContextManager[Session]]:
+    """How a run comes by its session: weights that are read for it are told of as its own progress."""
+
+    @contextmanager
+    def opened(run: Run) -> Iterator[Session]:
+        watch = Watch(on_progress=lambda done, total: run.job.emit("reading", done=done, total=total))
+        with studio.watched(watch):
+            session = studio.session(run.model)
+            session.unfold()
+            yield session
+
+    return opened
 
 
 def _deliver(studio: Studio) -> Callable[[Run, Outcome], None]:
@@ -297,23 +251,3 @@ def _free_stem(wanted: Path) -> Path:
         number += 1
         stem = wanted.with_name(f"{wanted.name}-{number}")
     return stem
-
-
-def _stored(root: Path, images: Tensor, captions: str) -> Path:
-    """Pictures that came as a tensor, kept as a folder: the same pictures and captions are the same folder."""
-    pictures, lines = from_image_tensor(images), [line.strip() for line in captions.splitlines() if line.strip()]
-    if len(lines) != len(pictures):
-        raise U1Error(f"captions has {len(lines)} lines for {len(pictures)} pictures; give one a line")
-    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8)
-    for picture in pictures:
-        digest.update(picture.tobytes())
-    folder = root / digest.hexdigest()
-    for number, (picture, caption) in enumerate(zip(pictures, lines, strict=True)):
-        path = folder / f"{number:04}.png"
-        if not path.with_suffix(".txt").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            save_png(picture, path, {})
-            with replacing(path.with_suffix(".txt")) as file:
-                file.write(f"{caption}\n".encode())
-    return folder

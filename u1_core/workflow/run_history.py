@@ -1,0 +1,149 @@
+"""What a run's folder tells of it: how it stands, its losses by step, and what it found when it looked at itself."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u1_core.errors import U1Error
+from u1_core.train.control import read_status
+from u1_core.train.recipe_file import load_recipe
+
+HISTORY_POINTS = 1000
+"""Points of a chart that are sent: of a longer run, means over equal stretches."""
+TAIL_BYTES = 1 << 16
+
+Point = tuple[int, float]
+"""(step, loss)."""
+Mark = dict[str, Any]
+"""A look at the run between two steps: {"step", "percent"} of a validation, or {"step", "files", "base_files",
+"prompts"} of previews, file names by prompt, the second of the untrained model's pictures."""
+
+RESUMABLE = ("interrupted", "stopped", "failed")
+"""States from which a run can go on."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands, for a list."""
+
+    id: str
+    state: str
+    """ "queued", "preparing", "running", "giving way", "paused", "finished", "stopped", "failed" or "interrupted"."""
+    step: int
+    steps: int
+    message: str = ""
+    """Why it failed, or what it is preparing."""
+    seconds_per_step: float | None = None
+    """Mean over the last steps."""
+    memory_bytes: int | None = None
+    """Most that has been in use on the card."""
+    planned_bytes: int | None = None
+    """Most that was planned to be."""
+    lora: str = ""
+    """The last file saved."""
+    warning: str = ""
+    """The last thing that went wrong and did not end it."""
+    resumable: bool = False
+    """Whether it has ended and can go on."""
+
+
+def status_of(folder: Path) -> Status:
+    """A run that is not of this process, by what it left and leaves."""
+    facts = read_status(folder)
+    last = facts["step"] if "step" in facts else last_step(folder)
+    try:
+        steps = load_recipe(folder / "recipe.yaml").train.steps
+    except U1Error as problem:
+        return Status(folder.name, "failed", last, last, message=str(problem))
+    done = [folder / f"{folder.name}.safetensors", folder / f"{folder.name}.full.safetensors"]
+    results = [path for path in done if path.is_file()]
+    saved = results or checkpoints(folder)[-1:]
+    state = "finished" if results and last >= steps else facts["state"].replace("dead", "interrupted")
+    return Status(
+        folder.name,
+        state,
+        last,
+        steps,
+        facts.get("reason", ""),
+        lora=saved[0].name if saved else "",
+        resumable=state in RESUMABLE,
+    )
+
+
+def last_step(folder: Path) -> int:
+    """The last step in a run's log, from its end alone; 0 if there is none."""
+    try:
+        with (folder / "log.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            tail = file.read()
+    except OSError:
+        return 0
+    steps = [record["step"] for record in _records(tail.splitlines()) if "loss" in record]
+    return steps[-1] if steps else 0
+
+
+def history_of(folder: Path) -> tuple[list[Point], list[Mark]]:
+    """A run's losses by step, means where a step took several pictures, and its marks. Steps that it went back over
+    count as they came out last."""
+    losses: dict[int, list[float]] = {}
+    marks: list[Mark] = []
+    last = 0
+    for record in log_of(folder):
+        if "loss" in record:
+            step = record["step"]
+            if step < last:
+                losses = {kept: values for kept, values in losses.items() if kept < step}
+                marks = [mark for mark in marks if mark["step"] < step]
+            losses.setdefault(step, []).append(record["loss"])
+            last = step
+        marks += marks_of([record])
+    return [(step, sum(values) / len(values)) for step, values in losses.items()], marks
+
+
+def marks_of(records: Iterable[dict[str, Any]]) -> list[Mark]:
+    """What a chart shows of a log's other lines. The held-out pictures' error counts, where there are any."""
+    marks: list[Mark] = []
+    for record in records:
+        if record.get("event") == "validation":
+            found = record.get("held_out") or record.get("training")
+            if found:
+                marks.append({"step": record["step"], "percent": found["x0"]["percent"]})
+        elif record.get("event") == "preview" and "files" in record:
+            marks.append({key: record[key] for key in ("step", "files", "base_files", "prompts")})
+    return marks
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most HISTORY_POINTS points: means over equal stretches, each at its last step."""
+    size = -(-len(points) // HISTORY_POINTS)
+    if size <= 1:
+        return list(points)
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in stretches]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's LoRAs by step, without what lies beside them."""
+    files = (folder / "checkpoints").glob("step_*.safetensors")
+    return sorted(path for path in files if re.fullmatch(r"step_\d+\.safetensors", path.name))
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last one that was cut off is passed over."""
+    try:
+        return _records((folder / "log.jsonl").read_bytes().splitlines())
+    except OSError:
+        return []
+
+
+def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
