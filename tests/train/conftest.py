@@ -84,9 +84,10 @@ class Refusing:
         self._file.close()
 
     def write(self, data: Any) -> int:
-        if not self._room:
+        taken = self._file.write(data[: self._room])
+        self._room -= taken
+        if taken < len(data):
             raise OSError(errno.ENOSPC, "No space left on device")
-        taken, self._room = self._file.write(data[: self._room]), 0
         return taken
 
 

@@ -8,12 +8,14 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
+from u1_core.weights.write import replacing
 
 WORDS = ("pause", "resume", "stop", "save", "preview")
 POLL_S, SILENT_S = 0.5, 15.0
@@ -66,22 +68,23 @@ class Control:
             getattr(self._job, word)()
 
     def _tell(self, state: str, **more: str) -> None:
-        part = self._folder / "status.json.part"
-        try:
-            part.write_text(
-                json.dumps({**self._facts, "state": state, "time_s": time.time(), **more}), encoding="utf-8"
-            )
-            os.replace(part, self._folder / "status.json")
-        except OSError:  # a full disk, or a reader on Windows: the next time will do
-            return
+        part, status = self._folder / "status.json.part", self._folder / "status.json"
+        with suppress(OSError):
+            try:
+                part.write_text(json.dumps({**self._facts, "state": state, **more}), encoding="utf-8")
+                os.replace(part, status)
+            except OSError:  # a full disk, or a reader on Windows: it is enough to be known to be alive
+                part.unlink(missing_ok=True)
+                os.utime(status)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """How a run is: "state" ("running", "paused", "finished", "stopped", "failed", or "dead" if it fell silent or
     never spoke), and "step", "steps", "pid", "loss" where they are known."""
     try:
-        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        silent = time.time() - facts["time_s"] > SILENT_S or not _process_is_there(facts["pid"])
+        status = folder / "status.json"
+        facts = json.loads(status.read_text(encoding="utf-8"))
+        silent = time.time() - status.stat().st_mtime > SILENT_S or not _process_is_there(facts["pid"])
         if facts["state"] in ("running", "paused") and silent:
             facts["state"] = "dead"
     except (OSError, ValueError, KeyError, TypeError):
@@ -94,12 +97,11 @@ def alive(folder: Path) -> bool:
 
 
 def ask(folder: Path, word: str) -> None:
-    """Leave a word for a run. Raises U1Error if nobody is there to hear it."""
+    """Leave a word for a run. Raises U1Error if nobody is there to hear it, or the disk does not take it."""
     if not alive(folder):
         raise U1Error(f"{folder}: the run is {read_status(folder)['state']}, so it cannot {word}")
-    part = folder / "control.part"
-    part.write_text(word, encoding="utf-8")
-    os.replace(part, folder / "control")
+    with replacing(folder / "control", overwrite=True) as file:
+        file.write(word.encode())
 
 
 def _process_is_there(pid: int) -> bool:
