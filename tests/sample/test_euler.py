@@ -156,3 +156,18 @@ def test_noise_of_several_pictures_from_one_generator(tiny):
     assert first.std().item() == pytest.approx(1.0, abs=0.02)
     again = draw_noise(config, (1, 3, 64, 64), torch.Generator().manual_seed(5), torch.float32)
     assert torch.equal(first, again)
+
+
+def test_each_picture_may_have_a_prompt_of_its_own(network, close):
+    """One prefix for all pictures of the unconditional branch, one for each of the conditional."""
+    pictures = {name: randn(3, 16, 24, seed=seed) for seed, name in enumerate(("tree", "house", "nothing"), 1)}
+    calls = network(pictures)
+    prefixes = {Branch.CONDITIONAL: ["tree", "house"], Branch.UNCONDITIONAL: "nothing"}
+    noise, times = randn(2, 3, 16, 24), sampling_timesteps(3, 3.0)
+    together = denoise(CONFIG, None, noise, prefixes, Guidance(4.0), times)
+    assert [call.prefixes for call in calls] == [["tree", "house", "nothing", "nothing"]] * 3
+    for row, own in enumerate(("tree", "house")):
+        prefixes = {Branch.CONDITIONAL: own, Branch.UNCONDITIONAL: "nothing"}
+        assert close(
+            together[row : row + 1], denoise(CONFIG, None, noise[row : row + 1], prefixes, Guidance(4.0), times)
+        )

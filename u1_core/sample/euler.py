@@ -1,6 +1,6 @@
 """The Euler loop: from noise to a picture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ def denoise(
     config: U1Config,
     weights: Generation,
     noise: Tensor,
-    prefixes: Mapping[Branch, PrefixKV],
+    prefixes: Mapping[Branch, PrefixKV | Sequence[PrefixKV]],
     guidance: Guidance,
     timesteps: Tensor,
     terms: TowerTerms | None = None,
@@ -54,13 +54,14 @@ def denoise(
 ) -> Tensor:
     """Follow the velocity from noise (B, 3, H, W), t = 0, along `timesteps` (fp32, on the CPU) to t = 1.
 
-    A step's guidance branches run as one batch. The state is fp32. Returns pictures (B, 3, H, W) in [-1, 1].
+    A branch has one prefix for all pictures or one for each. A step's branches run as one batch. The state is fp32.
+    Returns pictures (B, 3, H, W) in [-1, 1].
     """
     z, batch = noise, len(noise)
     for index in range(len(timesteps) - 1):
         t = timesteps[index]
         branches = guidance.branches_at(t)
-        rows = [prefixes[branch] for branch in branches for _ in range(batch)]
+        rows = [prefix for branch in branches for prefix in _per_picture(prefixes[branch], batch)]
         x_pred = generation_pass(config, weights, z, t.expand(batch).to(z.device), rows, terms)
         remaining = (1 - t).clamp(min=t_eps).item()
         velocities = [(x - z) / remaining for x in x_pred.chunk(len(branches))]
@@ -69,3 +70,7 @@ def denoise(
             on_step(Step(index, len(timesteps) - 1, float(t), z + (1 - float(t)) * v))
         z = z + (timesteps[index + 1] - t).item() * v
     return z
+
+
+def _per_picture(prefixes: PrefixKV | Sequence[PrefixKV], batch: int) -> Sequence[PrefixKV]:
+    return prefixes if isinstance(prefixes, list | tuple) else [prefixes] * batch

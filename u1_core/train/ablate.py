@@ -77,7 +77,7 @@ def grid(recipe: Recipe, settings: Mapping[str, Sequence[Any]], out: Path) -> li
     for values in itertools.product(*settings.values()):
         changes = dict(zip(settings, values, strict=True))
         name = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changes.items())
-        changed = _changed(recipe, changes)
+        changed = with_changes(recipe, changes)
         runtime = replace(changed.runtime, out_dir=str(out))
         train = replace(changed.train, checkpoint_dir=None)
         cells.append(Cell(name, replace(changed, run_name=name, runtime=runtime, train=train)))
@@ -108,7 +108,7 @@ def write_ablation_report(out: Path, cells: Sequence[Cell]) -> Path:
     return path
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """`recipe` with these fields as if its file said so, and checked as a file is."""
     raw = yaml.safe_load(dump_recipe(recipe))
     for key, value in changes.items():
