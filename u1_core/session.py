@@ -110,7 +110,8 @@ class Session:
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
         """The generation tower as the checkpoint has it, placed as was asked or as the budget allows."""
-        self.make_room(self._placing.native_shape())
+        if not self._placing.placement:
+            self.make_room(self._placing.native_shape())
         placement = self._placing.placement or self._room_for(GENERATION)
         everywhere = isinstance(placement, Placement) and len(placement.resident) == self.config.layers
         generation = load_generation(self._source, self.device, self.dtype, everywhere or placement, self._on_progress)

@@ -69,7 +69,7 @@ def test_a_placement_that_has_to_stay_stays(card, placing, why):
 def test_too_small_a_budget_is_refused(card, placing):
     card.allocated = 10 * GIB
     with pytest.raises(
-        U1Error, match=r"budget 12\.00 GiB: 12\.00 GiB may be taken on the card and at least 14\.93 GiB"
+        U1Error, match=r"budget 12\.00 GiB: 12\.00 GiB may be taken on the card and at least 14\.97 GiB"
     ):
         plan(placing("12"))
 

@@ -102,19 +102,19 @@ def test_a_placement_that_is_given_stays(training):
         (
             "4",
             {},
-            "budget 4.00 GiB: 4.00 GiB may be taken on the card and at least 4.93 GiB are needed; make the pictures "
+            "budget 4.00 GiB: 4.00 GiB may be taken on the card and at least 4.97 GiB are needed; make the pictures "
             "smaller or train less",
         ),
         (
             "low",
             {"fixed_bytes": 90 * GIB},
-            "budget low: 80.00 GiB may be taken on the card and at least 93.46 GiB are needed; make the pictures "
+            "budget low: 80.00 GiB may be taken on the card and at least 93.51 GiB are needed; make the pictures "
             "smaller or train less",
         ),
         (
             "full",
             {"fixed_bytes": 70 * GIB},
-            "budget full: 80.00 GiB may be taken on the card and at least 87.84 GiB are needed; use balanced or low",
+            "budget full: 80.00 GiB may be taken on the card and at least 87.89 GiB are needed; use balanced or low",
         ),
         (
             "low",

@@ -13,6 +13,10 @@ from u1_core.plan.work import TrainingWork, Work
 from u1_core.weights.placement import Placement
 
 
+SLACK_OF_KEPT = 0.03
+"""Of what is kept of all layers, how much more is reserved: gaps between tensors of several sizes."""
+
+
 @dataclass(frozen=True)
 class StepModel:
     """A step whose cost can be told for any plan: `predict` is what a `Plan` asks."""
@@ -74,9 +78,9 @@ class StepModel:
 
     def parts(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> "Parts":
         """What the card's memory is taken by at the worst moment."""
-        update, slack = self.costs.update, self.costs.slack_bytes
         worst = max(self._moments(kept, together), key=sum)
-        return Parts(self.weights_bytes(placement), self.fixed_bytes, update.state_bytes, *worst, slack)
+        slack = self.costs.slack_bytes + int(SLACK_OF_KEPT * worst[0])
+        return Parts(self.weights_bytes(placement), self.fixed_bytes, self.costs.update.state_bytes, *worst, slack)
 
     def weights_bytes(self, placement: Placement) -> int:
         """Resident layers, slots, and the one layer in use that quantised slots are dequantised to."""
