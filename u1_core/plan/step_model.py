@@ -12,7 +12,6 @@ from u1_core.plan.timeline import Visit, step_seconds
 from u1_core.plan.work import TrainingWork, Work
 from u1_core.weights.placement import Placement
 
-
 SLACK_OF_KEPT = 0.03
 """Of what is kept of all layers, how much more is reserved: gaps between tensors of several sizes."""
 
