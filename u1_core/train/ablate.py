@@ -1,4 +1,8 @@
-"""The same run over a grid of settings: same seed, same prompts, one report that puts them side by side."""
+"""The same run over a grid of settings: same seed, same prompts, one report that puts them side by side.
+
+Where the grid has several seeds, runs that differ in nothing else are one row and one line of the report: their mean,
+and how far seeds alone move it. A difference between settings that is smaller than that says nothing.
+"""
 
 import itertools
 import re
@@ -6,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from statistics import fmean, median, stdev
 from typing import Any
 
 import yaml
 
 from u1_core.errors import U1Error, nearest
-from u1_core.train.charts import line_chart
+from u1_core.train.charts import Series, line_chart
 from u1_core.train.page import card, cards, figure, page, section, table, tiles
 from u1_core.train.recipe import Recipe, field_docs
 from u1_core.train.recipe_file import dump_recipe, parse_recipe
@@ -20,6 +25,7 @@ from u1_core.train.run_log import RunLog, read_run
 from u1_core.train.validation import judged_by
 from u1_core.weights.write import replacing
 
+SEED = "train.seed"
 PLACES = ("run_name", "runtime.out_dir", "train.checkpoint_dir")
 """Fields that say where a run lies: each cell has its own."""
 
@@ -31,6 +37,8 @@ class Cell:
     name: str
     """The changes in short, which is also the run's name: "loss_type=v, t_dist=uniform"."""
     recipe: Recipe
+    setting: str
+    """The changes without the seed: what the runs of several seeds have in common."""
 
     @property
     def folder(self) -> Path:
@@ -76,11 +84,13 @@ def grid(recipe: Recipe, settings: Mapping[str, Sequence[Any]], out: Path) -> li
     cells = []
     for values in itertools.product(*settings.values()):
         changes = dict(zip(settings, values, strict=True))
-        name = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changes.items())
+        parts = {key: f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changes.items()}
+        name = ", ".join(parts.values())
+        setting = ", ".join(part for key, part in parts.items() if key != SEED) or "all seeds"
         changed = with_changes(recipe, changes)
         runtime = replace(changed.runtime, out_dir=str(out))
         train = replace(changed.train, checkpoint_dir=None)
-        cells.append(Cell(name, replace(changed, run_name=name, runtime=runtime, train=train)))
+        cells.append(Cell(name, replace(changed, run_name=name, runtime=runtime, train=train), setting))
     if twice := [cell.name for cell in cells if sum(other.name == cell.name for other in cells) > 1]:
         raise U1Error(f"--set gives {twice[0]!r} twice; leave out one of the two")
     return cells
@@ -88,16 +98,22 @@ def grid(recipe: Recipe, settings: Mapping[str, Sequence[Any]], out: Path) -> li
 
 def write_ablation_report(out: Path, cells: Sequence[Cell]) -> Path:
     """OUT/report.html over the cells that have begun. Raises U1Error if none has."""
-    runs = {cell.name: read_run(cell.folder) for cell in cells if cell.begun}
+    runs: dict[str, list[RunLog]] = {}
+    for cell in cells:
+        if cell.begun:
+            runs.setdefault(cell.setting, []).append(read_run(cell.folder))
     if not runs:
         raise U1Error(f"{out}: none of the {len(cells)} runs has begun")
+    note = "errors as shares of the base model's"
+    if any(len(seeds) > 1 for seeds in runs.values()):
+        note += "; mean ± standard deviation over the seeds"
     finished = sum(cell.finished for cell in cells)
     html = page(
         f"{out.name} · ablation",
         [
             f"<h1>{escape(out.name)}</h1>",
             tiles({"runs": str(len(cells)), "finished": str(finished)}),
-            section("In figures", card("After the last step", _table(runs), "errors as shares of the base model's")),
+            section("In figures", card("After the last step", _table(runs), note)),
             section("Curves", _curves(runs)),
             section("Same prompt, same seed", _sheet(runs)),
         ],
@@ -128,45 +144,61 @@ def _short(value: Any) -> str:
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
 
 
-def _table(runs: Mapping[str, RunLog]) -> str:
-    """A row for each run, the best first."""
+def _table(runs: Mapping[str, Sequence[RunLog]]) -> str:
+    """A row for each setting, the best first."""
     rows = []
-    for name, run in runs.items():
-        row, order = [name, f"{run.pictures[-1]['step'] if run.pictures else 0:,}"], float("inf")
-        if run.validations:
-            last = run.validations[-1]
-            x0, v = (last[judged_by(last)][measure] for measure in ("x0", "v"))
-            order = x0["percent"]
-            row += [f"{x0['percent']:.1f}", f"{x0['low']:.1f} to {x0['high']:.1f}", f"{v['percent']:.1f}"]
-            row += [f"{last['gap']:+.1f}" if "gap" in last else "–"]
+    for name, seeds in runs.items():
+        steps = [run.pictures[-1]["step"] if run.pictures else 0 for run in seeds]
+        row, order = [name, f"{min(steps):,}", str(len(seeds))], float("inf")
+        if all(run.validations for run in seeds):
+            last = [run.validations[-1] for run in seeds]
+            x0, v = ([found[judged_by(found)][measure] for found in last] for measure in ("x0", "v"))
+            order = fmean(share["percent"] for share in x0)
+            row += [_spread([share["percent"] for share in shares]) for shares in (x0, v)]
+            row += [f"{x0[0]['low']:.1f} to {x0[0]['high']:.1f}" if len(seeds) == 1 else "–"]
+            row += [_spread([found["gap"] for found in last], "+") if all("gap" in found for found in last) else "–"]
         else:
             row += ["–"] * 4
-        seconds = sorted(record["seconds"] for record in run.steps)
-        row.append(f"{seconds[len(seconds) // 2]:.3g}" if seconds else "–")
+        seconds = [record["seconds"] for run in seeds for record in run.steps]
+        row.append(f"{median(seconds):.3g}" if seconds else "–")
         rows.append((order, row))
-    head = ["", "steps", "x0-MSE, %", "95 % band", "v-MSE, %", "held out lags by", "s a step"]
+    head = ["", "steps", "seeds", "x0-MSE, %", "v-MSE, %", "95 % band of x0", "held out lags by", "s a step"]
     return table(head, [row for _, row in sorted(rows, key=lambda item: item[0])])
 
 
-def _curves(runs: Mapping[str, RunLog]) -> str:
-    """One line a run; bands and raw values would hide one another."""
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """ "58.3 ± 1.0", of a single value "58.3"."""
+    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _curves(runs: Mapping[str, Sequence[RunLog]]) -> str:
+    """One line a setting; bands and raw values would hide one another."""
     by_measure = []
     for measure in ("x0", "v"):
         lines = []
-        for name, run in runs.items():
-            which = judged_by(run.validations[-1]) if run.validations else "training"
-            lines.append(replace(validation_series(run, which, name, measure), band=()))
+        for name, seeds in runs.items():
+            judges = [judged_by(run.validations[-1]) if run.validations else "training" for run in seeds]
+            found = [validation_series(run, which, name, measure) for run, which in zip(seeds, judges, strict=True)]
+            lines.append(_mean_line(name, found))
         by_measure.append(line_chart(lines, "step", "% of base", level=100))
     for key, y_name in (("x0_mse", "x0-MSE"), ("v_mse", "v-MSE")):
-        lines = [replace(loss_series(run, key, name), faint=()) for name, run in runs.items()]
+        lines = [_mean_line(name, [loss_series(run, key, name) for run in seeds]) for name, seeds in runs.items()]
         by_measure.append(line_chart(lines, "step", y_name, log=True))
     titles = ("Validation, x0-MSE", "Validation, v-MSE", "Training, x0-MSE", "Training, v-MSE")
     return cards(*(card(title, chart) for title, chart in zip(titles, by_measure, strict=True)))
 
 
-def _sheet(runs: Mapping[str, RunLog]) -> str:
-    """For each prompt the model without a LoRA, and every run's newest preview."""
-    files = {name: preview_files(run.folder) for name, run in runs.items()}
+def _mean_line(name: str, lines: Sequence[Series]) -> Series:
+    """The mean of several lines wherever all have a point."""
+    by_x = [dict(line.points) for line in lines]
+    shared = [x for x in by_x[0] if all(x in points for points in by_x)]
+    return Series(name, [(x, fmean(points[x] for points in by_x)) for x in shared], dots=lines[0].dots)
+
+
+def _sheet(runs: Mapping[str, Sequence[RunLog]]) -> str:
+    """For each prompt the model without a LoRA, and the newest preview of every setting's first seed."""
+    folders = {name: seeds[0].folder for name, seeds in runs.items()}
+    files = {name: preview_files(folder) for name, folder in folders.items()}
     numbers = list(dict.fromkeys(number for found in files.values() for number in found))
     parts = []
     for number in numbers:
@@ -177,6 +209,6 @@ def _sheet(runs: Mapping[str, RunLog]) -> str:
             if "base" in pictures and not figures:
                 figures.append(figure(pictures["base"], "without a LoRA", base=True))
             if newest := [path for stem, path in pictures.items() if stem != "base"][-1:]:
-                figures.append(figure(newest[0], name, f"{name}/previews/{newest[0].name}"))
+                figures.append(figure(newest[0], name, f"{folders[name].name}/previews/{newest[0].name}"))
         parts.append(f"<p>{escape(prompt)}</p><div class=strip>{''.join(figures)}</div>")
     return "".join(parts)
