@@ -148,11 +148,16 @@ def test_streamed_as_blocks(gguf_model, kind, resident):
     layers.close()
 
 
-def test_a_picture_from_streamed_blocks(q4):
-    expected = text_to_image(Session.open(q4.path, "cpu"), "a fox", SETTINGS).pictures
-    session = Session.open(q4.path, "cpu", placement=Placement.spread(3, 1, slots=2))
-    assert torch.equal(text_to_image(session, "a fox", SETTINGS).pictures, expected)
-    assert isinstance(session.base_generation.layers, StreamedLayers)
+@pytest.mark.parametrize("resident", [0, 1, 3])
+def test_a_picture_with_a_lora_from_streamed_blocks(q4, tmp_path, resident):
+    """As budgets place them: every layer in turn through two slots, some on the device, all of them."""
+    reference = Session.open(q4.write_dequantised(tmp_path / "dequantised"), "cpu")
+    session = Session.open(q4.path, "cpu", placement=Placement.spread(3, resident, slots=2))
+    for one in (reference, session):
+        one.use([lora(one.config)])
+    theirs, ours = (text_to_image(one, "a fox", SETTINGS).pictures for one in (reference, session))
+    assert torch.equal(ours, theirs)
+    assert isinstance(session.base_generation.layers, StreamedLayers if resident < 3 else list)
 
 
 def test_an_arena_of_blocks_takes_the_bytes_that_the_file_has(q4):
