@@ -1,6 +1,6 @@
 // A run's curves on a canvas: loss by step, its moving mean, and validation as a share of the untrained model.
 
-const PAD = { left: 52, right: 44, top: 10, bottom: 22 };
+const PAD = { left: 52, right: 44, top: 18, bottom: 22 };
 const SMOOTHED_OVER = 20;
 
 /** The mean of each value with those before it, over a twentieth of them all. */
@@ -13,16 +13,14 @@ export function movingMeans(values) {
   });
 }
 
-/** Colours of the page the canvas is on, so that light and dark both read. */
+/** Colours for the page the canvas is on: dark ink means a light page, where lines have to be dark too. */
 function palette(canvas) {
   const style = getComputedStyle(canvas);
-  const named = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
-  return {
-    ink: named("--input-text", "#888"),
-    grid: named("--border-color", "#8884"),
-    loss: "#4c9aff",
-    validation: "#f5a524",
-  };
+  const ink = style.color;
+  const [red, green, blue] = ink.match(/[\d.]+/g).map(Number);
+  const onLight = 0.3 * red + 0.6 * green + 0.1 * blue < 128;
+  const [loss, validation] = onLight ? ["#0b56b3", "#8f4a00"] : ["#5aa2ff", "#f5a524"];
+  return { ink, grid: style.getPropertyValue("--border-color").trim() || "#8884", loss, validation };
 }
 
 /** Draw `points` [[step, loss]] and `marks` [{step, percent}] to fill the canvas at its size on the page. */
@@ -65,6 +63,8 @@ export function drawChart(canvas, points, marks) {
       ink.fillText(`${Math.round(most * share)}%`, width - PAD.right + 6, y(share) + 4);
     }
   }
+  legend(ink, "loss", "left", PAD.left, colours.loss);
+  if (validations.length) legend(ink, "validation, % of base", "right", width - PAD.right, colours.validation);
   ink.globalAlpha = 0.3;
   ink.strokeStyle = colours.loss;
   line(ink, points.map(([step, loss]) => [x(step), y(loss / top)]), 1);
@@ -78,6 +78,12 @@ export function drawChart(canvas, points, marks) {
     ink.arc(dotX, dotY, 3, 0, 2 * Math.PI);
     ink.fill();
   }
+}
+
+function legend(ink, words, side, x, colour) {
+  ink.fillStyle = colour;
+  ink.textAlign = side;
+  ink.fillText(words, x, PAD.top - 6);
 }
 
 function line(ink, places, width) {

@@ -6,7 +6,7 @@ import { makePanel } from "./panel.js";
 import { list } from "./runs.js";
 
 const WITH_PANEL = new Set(["TrainStyleLoRA", "U1TrainingRun"]);
-const PANEL_SIZE = [400, 320];
+const PANEL_SIZE = [420, 440];
 const PROPERTY = "u1_run";
 
 function addPanel(node) {

@@ -18,6 +18,7 @@ const BUTTONS = [
 export function makePanel() {
   const element = document.createElement("section");
   element.className = "u1-panel";
+  element.tabIndex = -1;
   element.innerHTML = `
     <header><strong class="u1-name">No run yet</strong><span class="u1-state" role="status"></span></header>
     <progress class="u1-progress" max="1" value="0" aria-label="steps done"></progress>
@@ -60,7 +61,10 @@ export function makePanel() {
     find("trouble").hidden = !trouble;
     const focused = element.contains(document.activeElement) ? document.activeElement : null;
     for (const [button, fits] of buttons) button.hidden = !fits(status);
-    if (focused?.hidden) buttons.find(([button]) => !button.hidden)?.[0].focus(); // keys go on where they were
+    if (focused?.hidden) {
+      const next = buttons.map(([button]) => button).find((button) => !button.hidden && button.dataset.action !== "stop");
+      (next ?? element).focus(); // keys go on where they were, and never end a run by pressing twice
+    }
     drawChart(canvas, points, marks);
     canvas.setAttribute("aria-label", `loss of ${status.id}: ${find("words").textContent}`);
     previews.show(id, marks);

@@ -61,3 +61,43 @@ def test_never_two_at_once():
     for thread in threads:
         thread.join(30)
     assert most == [1]
+
+
+def test_others_may_have_it_while_the_device_is_not_ready():
+    lease, had, asked = Lease(), threading.Event(), []
+
+    def other() -> None:
+        with lease.as_it_is():
+            had.set()
+
+    def ready() -> bool:
+        if not asked:
+            threading.Thread(target=other).start()
+        asked.append(had.is_set())
+        return had.is_set()
+
+    lease.ready = ready
+    with lease:
+        assert asked[0] is False
+        assert asked[-1] is True
+
+
+def test_it_is_free_after_asking_went_wrong():
+    lease = Lease()
+
+    def ready() -> bool:
+        raise MemoryError
+
+    lease.ready = ready
+    with pytest.raises(MemoryError):
+        lease.acquire()
+    with ThreadPoolExecutor(1) as other, lease.as_it_is():
+        assert not other.submit(lambda: lease._owner == threading.get_ident()).result(10)
+
+
+def test_who_holds_it_is_not_asked_again():
+    lease, asked = Lease(), []
+    lease.ready = lambda: asked.append(1) or True
+    with lease, lease:
+        pass
+    assert asked == [1]

@@ -15,7 +15,8 @@ from u1_core.workflow.parking import Parking, tensors_in
 def session() -> Session:
     """A CPU's memory stands for a card's."""
     session = Session.open(nano.MODEL, "cpu")
-    assert session.base_generation and session.understanding
+    for tower in (session.base_generation, session.understanding):
+        assert tower.layers
     return session
 
 

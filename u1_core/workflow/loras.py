@@ -1,5 +1,6 @@
 """The nodes that open a model and put LoRAs on it, or write them out."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,16 @@ from u1_core.lora.export import fold_full
 from u1_core.lora.files import write_lora
 from u1_core.lora.kinds import KIND_NAMES
 from u1_core.lora.merge import merge_loras
-from u1_core.plan.budget import Budget
+from u1_core.model.config import U1Config
+from u1_core.plan.budget import Budget, free_bytes, gib
+from u1_core.plan.costs import Bus
+from u1_core.plan.estimate import Rates, estimate
+from u1_core.plan.machine import host_free_bytes
+from u1_core.plan.planner import choose_plan
+from u1_core.plan.step_model import StepModel
+from u1_core.plan.work import SamplingWork
 from u1_core.weights.download import resolve_model
+from u1_core.weights.host_memory import pin_limit_bytes
 from u1_core.weights.snapshot import Snapshot
 from u1_core.workflow.handles import LoraUse, Model, Result
 from u1_core.workflow.studio import Studio, Watch
@@ -39,7 +48,7 @@ def load_model(
         name, path = hub_id.strip(), resolve_model(hub_id.strip(), allow_download=True)
     else:
         name, path = model, studio.find_model(model)
-    Budget.parse(budget)
+    limit = Budget.parse(budget)
     opened = Model(name, str(path), dtype, budget.strip())
     session = studio.session(opened)
     config, total = session.config, session.snapshot.total_bytes
@@ -48,7 +57,24 @@ def load_model(
         f"{opened.name}: {KIND_NAMES[config.kind]}, {config.layers} layers, {total / 1e9:.2f} GB on disk; "
         f"computes in {shown} on {session.device}"
     )
+    if session.device.type == "cuda":
+        text += f"; {planned(config, session.dtype, limit, free_bytes(session.device))}"
     return Result((opened, text), text)
+
+
+def planned(config: U1Config, dtype: torch.dtype, budget: Budget, free: int) -> str:
+    """What drawing one guided picture of the model's own size takes, in words: by estimates, before anything is loaded.
+
+    `free` bytes are to be had on the card. Raises U1Error where the budget is too small.
+    """
+    side = math.isqrt(config.native_tokens) * config.token_pixels
+    work = SamplingWork(config=config, dtype=dtype, width=side, height=side, batch=1, branches=2, prefix_tokens=512)
+    rates = Rates()
+    bus = Bus(rates.bus, rates.pageable, pin_limit_bytes())
+    model = StepModel.of(work, estimate(work, rates), bus, host_free_bytes())
+    plan = choose_plan(model, budget, free)
+    resident, peak = len(plan.placement.resident), gib(plan.peak_bytes)
+    return f"budget {budget}: {resident} of {config.layers} layers stay on the card, {peak} at {side}x{side}"
 
 
 def load_lora(studio: Studio, watch: Watch, *, model: Model, lora: str, strength: float = 1.0) -> Result:
