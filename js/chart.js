@@ -34,7 +34,7 @@ export function drawChart(canvas, points, marks) {
   const ink = canvas.getContext("2d");
   ink.scale(ratio, ratio);
   const colours = palette(canvas);
-  ink.font = "11px sans-serif";
+  ink.font = "12px sans-serif";
   ink.fillStyle = colours.ink;
   if (!points.length) {
     ink.fillText("no steps yet", PAD.left, height / 2);

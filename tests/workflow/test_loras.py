@@ -23,12 +23,12 @@ def test_the_plan_for_a_picture_is_told_before_anything_is_loaded():
     assert full.startswith("budget full: 42 of 42 layers stay on the card, 1")
     assert full.endswith(" GiB at 2048x2048")
     assert planned(config, torch.bfloat16, Budget.parse("low"), 30 * GIB).startswith("budget low: 0 of 42 layers stay")
-    with pytest.raises(U1Error, match="budget 1.00 GiB: 1.00 GiB may be taken on the card and at least"):
+    with pytest.raises(U1Error, match=r"budget 1\.00 GiB: 1\.00 GiB may be taken on the card and at least"):
         planned(config, torch.bfloat16, Budget.parse("1GiB"), 30 * GIB)
 
 
 def test_a_budget_is_for_a_card(studio):
-    with pytest.raises(U1Error, match="budget 12.00 GiB: it is for a card's memory"):
+    with pytest.raises(U1Error, match=r"budget 12\.00 GiB: it is for a card's memory"):
         load_model(studio, Watch(), model=NANO, budget="12GiB")
     with pytest.raises(U1Error, match="did you mean 'auto'"):
         load_model(studio, Watch(), model=NANO, budget="atuo")
@@ -41,7 +41,7 @@ def test_gguf_files_are_found_in_the_models_folders(studio):
     assert studio.gguf_names() == ["u1/q4.gguf"]
     with pytest.raises(U1Error, match=r"q4\.gguf"):
         load_model(studio, Watch(), model=NANO, gguf="u1/q4.gguf")
-    with pytest.raises(U1Error, match="there is no file 'u1/q5.gguf' in .*; did you mean 'u1/q4.gguf'"):
+    with pytest.raises(U1Error, match=r"there is no file 'u1/q5\.gguf' in .*; did you mean 'u1/q4\.gguf'"):
         load_model(studio, Watch(), model=NANO, gguf="u1/q5.gguf")
 
 
