@@ -12,7 +12,7 @@ from typing import Any
 from u1_core.train.validation import T_EDGES
 
 from .measures import QUESTION_PICTURES, question_times
-from .study import BASELINE, SETTINGS, Way
+from .study import BASELINE, SETTINGS, STYLES, Way
 
 T_EPS = 0.05
 """Floor of 1 - t in v-MSE: nano's, as in training."""
@@ -75,6 +75,10 @@ class Study:
                 of_seed[result["seed"]] = figures(result, look)
         return found
 
+    def settings(self, style: str) -> list[str]:
+        """Those that have runs in this style, in the study's order."""
+        return [name for name in SETTINGS if (name, style, "") in self._figures]
+
     def values(self, setting: str, style: str, figure: str, look: str = "") -> list[float]:
         """By seed."""
         return [named[figure] for _, named in sorted(self._figures[setting, style, look].items())]
@@ -96,19 +100,21 @@ class Study:
     def differences(self, setting: str, figure: str, styles: Sequence[str] = ()) -> list[float]:
         """This setting's figure minus the baseline's, of every seed and style that both have."""
         found = []
-        for style in styles or SETTINGS[setting].styles:
+        for style in styles or [style for style in STYLES if setting in self.settings(style)]:
             ours, theirs = self._figures[setting, style, ""], self._figures[BASELINE, style, ""]
             found += [ours[seed][figure] - theirs[seed][figure] for seed in sorted(ours) if seed in theirs]
         return found
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """ "0.85 ± 0.02": mean and standard deviation."""
-    return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+    """ "0.85 ± 0.02": mean and standard deviation; of a single value "0.85"."""
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def is_clear(differences: Sequence[float]) -> bool:
     """Whether the 95 % interval of their mean leaves out 0, by Student's t."""
+    if len(differences) == 1:
+        return False
     reach = T_95[len(differences)] * stdev(differences) / len(differences) ** 0.5
     return abs(fmean(differences)) > reach
 

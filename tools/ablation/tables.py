@@ -31,6 +31,7 @@ FIGURES = {
     "grid": ("grid", 2),
 }
 """Figure -> its column's head and digits."""
+FEWER = {figure: column for figure, column in FIGURES.items() if figure != "none style"}
 EXPORTS = {
     "": "LoRA and the tensors trained whole",
     **{f"folded at rank {rank}": f"folded into the LoRA at rank {rank}" for rank in FOLDED_RANKS},
@@ -43,31 +44,30 @@ def main() -> None:
     study = Study.read(args.results)
     for style in STYLES:
         print(f"\n### {style}\n\n{settings_table(study, style)}")
-    print(f"\n### differences from the baseline\n\n{differences_table(study, list(SETTINGS)[1:])}")
+    print(f"\n### differences from the baseline\n\n{differences_table(study, study.settings(STYLES[0])[1:])}")
     print(f"\n### x0-MSE by t\n\n{ranges_table(study)}")
     print(f"\n### prompt\n\n{prompt_table(study)}")
     print(f"\n### 8 steps\n\n{steps_table(study)}")
     print(f"\n### exports\n\n{exports_table(study)}")
     write_curves(study, args.docs / "ablation_curves.png")
     for style in STYLES:
-        columns = {"base": ("base", 2), "the style": (style, 0)}
+        columns = {"no LoRA": ("base", 2), "the style itself": (style, 0)}
         columns |= {SETTINGS[name].words: (f"{style}-{name}-0", 0) for name in CORE}
         write_sheet(args.results, columns, args.docs / f"ablation_{style}.jpg")
-    columns = {"baseline, 50": (f"ink-{BASELINE}-0", 0), "baseline, 8": (f"ink-{BASELINE}-0", 3)}
-    columns |= {"stacked, 50": ("ink-stacked-0", 0), "stacked, 8": ("ink-stacked-0", 2)}
-    columns |= {"contrast": ("ink-contrast-0", 0), "contrast, no trigger": ("ink-contrast-0", 2)}
+    columns = {"on the base, 50 steps": (f"ink-{BASELINE}-0", 0), "on the base, 8 steps": (f"ink-{BASELINE}-0", 3)}
+    columns |= {"on the 8-step LoRA, 50": ("ink-stacked-0", 0), "on the 8-step LoRA, 8": ("ink-stacked-0", 2)}
+    columns |= {"LoRA alone, 50": ("ink-lora-0", 0), "plain pictures too, 50": ("ink-contrast-0", 0)}
     write_sheet(args.results, columns, args.docs / "ablation_steps.jpg", rows=2)
-    (args.docs / "ablation.json").write_text(json.dumps(study.as_plain(), indent=1), encoding="utf-8")
+    lines = ",\n".join(json.dumps(row) for row in study.as_plain())
+    (args.docs / "ablation.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def settings_table(study: Study, style: str) -> str:
     """Mean ± standard deviation over the seeds, a row for each setting."""
     rows = []
-    for name, setting in SETTINGS.items():
-        if style not in setting.styles:
-            continue
+    for name in study.settings(style):
         cells = [spread(study.values(name, style, figure), digits) for figure, (_, digits) in FIGURES.items()]
-        rows.append([setting.words, *cells])
+        rows.append([SETTINGS[name].words, *cells])
     for label, found in (("*no LoRA*", study.base[style]["base"]["none, 50 steps"]), ("*the style*", None)):
         found = found or study.base[style]["target"]
         cells = [f"{found[key]:.{digits}f}" if key in found else "" for key, (_, digits) in FIGURES.items()]
@@ -79,9 +79,9 @@ def differences_table(study: Study, names: Sequence[str]) -> str:
     """Mean ± standard deviation of the paired differences; clear ones in bold."""
     rows = []
     for name in names:
-        cells = [_difference(study.differences(name, figure), digits) for figure, (_, digits) in FIGURES.items()]
+        cells = [_difference(study.differences(name, figure), digits) for figure, (_, digits) in FEWER.items()]
         rows.append([SETTINGS[name].words, *cells])
-    return markdown(["", *(head for head, _ in FIGURES.values())], rows)
+    return markdown(["", *(head for head, _ in FEWER.values())], rows)
 
 
 def _difference(values: Sequence[float], digits: int) -> str:
@@ -93,10 +93,9 @@ def ranges_table(study: Study) -> str:
     """x0-MSE by range of t, in each style."""
     keys = [f"x0 {low:g}-{high:g}" for low, high in RANGES]
     rows = []
-    for name, setting in SETTINGS.items():
-        if setting.styles == STYLES:
-            cells = [spread(study.values(name, style, key), 0) for style in STYLES for key in keys]
-            rows.append([setting.words, *cells])
+    for name in study.settings(STYLES[-1]):
+        cells = [spread(study.values(name, style, key), 0) for style in STYLES for key in keys]
+        rows.append([SETTINGS[name].words, *cells])
     heads = [f"t {low:g} to {high:g}" for low, high in RANGES]
     return markdown(["% of base", *(f"{style}, {head}" for style in STYLES for head in heads)], rows)
 
@@ -126,13 +125,13 @@ def steps_table(study: Study) -> str:
 
 def exports_table(study: Study) -> str:
     """LoRA alone, with tensors trained whole, and what is left of these in one file."""
-    rows, shown = [], {key: form for key, form in FIGURES.items() if key != "none style"}
+    rows = []
     for style in STYLES:
         looks = [("lora", "", "trained as a LoRA alone"), *((BASELINE, look, words) for look, words in EXPORTS.items())]
         for name, look, words in looks:
-            cells = [spread(study.values(name, style, key, look), digits) for key, (_, digits) in shown.items()]
+            cells = [spread(study.values(name, style, key, look), digits) for key, (_, digits) in FEWER.items()]
             rows.append([f"{style}, {words}", *cells])
-    return markdown(["", *(head for head, _ in FIGURES.values())], rows)
+    return markdown(["", *(head for head, _ in FEWER.values())], rows)
 
 
 def write_curves(study: Study, path: Path) -> None:
@@ -152,6 +151,7 @@ def write_curves(study: Study, path: Path) -> None:
     for place, title in enumerate(titles):
         axes[place].set(title=title, xlabel="step")
         axes[place].grid(alpha=0.3)
+    axes[1].set_yscale("log")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=90)
 
