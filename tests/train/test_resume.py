@@ -7,10 +7,12 @@ import pytest
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
-from u1_core.train.checkpoint import step_of
+from u1_core.train.checkpoint import State, step_of
 from u1_core.train.control import alive, ask, read_status
 from u1_core.train.loop import train
-from u1_core.train.recipe import Lora, Previews
+from u1_core.train.recipe import Lora, Previews, Recipe, Train
+from u1_core.train.recipe_file import dump_recipe
+from u1_core.train.resume import About, refuse_changes
 from u1_core.weights.write import NoRoomError
 
 
@@ -53,6 +55,17 @@ def test_what_has_changed_is_named_and_can_be_overruled(session, recipe, with_tr
         "they were; undo that, or say --resume-anyway to go on all the same"
     )
     assert go_on(session, changed, "anyway").result.steps == 8
+
+
+def test_a_setting_that_came_with_an_update_does_not_keep_a_run_from_going_on():
+    now = dump_recipe(Recipe())
+    before = "".join(line for line in now.splitlines(keepends=True) if "huber_delta" not in line)
+    assert before != now
+    state = State(2, True, 0, before, "data", "model", {}, {}, {}, {})
+    refuse_changes(Path("run"), state, About(now, "data", "model"))
+    with pytest.raises(U1Error, match=r"run: train\.lr was 0\.1 and is 5e-05; undo that"):
+        changed = replace(state, recipe=dump_recipe(Recipe(train=Train(lr=0.1))))
+        refuse_changes(Path("run"), changed, About(now, "data", "model"))
 
 
 def test_an_error_in_the_middle_leaves_a_checkpoint(session, recipe, with_train, monkeypatch):

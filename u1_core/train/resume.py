@@ -10,7 +10,8 @@ import yaml
 from u1_core.errors import U1Error
 from u1_core.train.checkpoint import State
 from u1_core.train.recipe import Recipe
-from u1_core.train.run_folder import run_path
+from u1_core.train.recipe_file import dump_recipe
+from u1_core.train.run_folder import run_path, without_paths
 from u1_core.train.step import Trainer
 
 SHOWN = 3
@@ -29,7 +30,10 @@ class About:
 
 def refuse_changes(folder: Path, state: State, now: About) -> None:
     """Raise U1Error with what has changed since `state` was saved and would make it another run; else do nothing."""
-    was, is_now = (_flat(yaml.safe_load(text)) for text in (state.recipe, now.recipe))
+    # A setting that there was none of when the state was saved had the value that is its default now.
+    texts = (dump_recipe(without_paths(Recipe())), state.recipe, now.recipe)
+    default, was, is_now = (_flat(yaml.safe_load(text)) for text in texts)
+    was = default | was
     if is_now["train.lr_schedule"] == "constant":
         was["train.steps"] = is_now["train.steps"]
     keys = [key for key in is_now if was.get(key) != is_now[key]]
