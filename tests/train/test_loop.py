@@ -186,6 +186,7 @@ def break_(recipe, **sections):
         (lambda r: break_(r, data={"data_dir": "nowhere"}), r"^nowhere: there is no such folder"),
         (lambda r: break_(r, lora={"spec": "gen_moe_mlp=r8"}), r"entry 'gen_moe_mlp=r8' matches no module of this u1"),
         (lambda r: break_(r, style={"untriggered": ("plain/*",)}), r"style\.untriggered has 'plain/\*', but .* has no"),
+        (lambda r: break_(r, style={"untriggered": ("*",)}), r"style\.untriggered leaves no picture in .* with the tr"),
         (lambda r: replace(r, unfreeze=("^fm_modules.head",)), r"unfreeze pattern '\^fm_modules\.head' matches no"),
         (lambda r: break_(r, train={"optimizer": "paged_adamw8bit"}), r"train\.optimizer is paged_adamw8bit, but the"),
         (lambda r: break_(r, runtime={"upstream_lora_path": "no.safetensors"}), r"no\.safetensors: there is no such"),
@@ -233,3 +234,24 @@ def test_a_run_that_is_alone_lets_the_understanding_tower_go(session, recipe):
     assert held == [False] * 6
     assert "understanding" not in vars(session)
     assert (job.result.folder / "previews" / "step_000006_1.png").is_file()
+
+
+@pytest.mark.parametrize("t_dist", ["uniform", "logit_normal"])
+def test_the_log_has_the_distributions_that_the_recipe_asks_for(session, recipe, run, with_train, t_dist):
+    """Within three standard deviations; and on each picture, v loss is x0 loss / (1 - t)^2."""
+    settings = {"grad_accum": 4, "t_dist": t_dist, "cond_dropout_text": 0.2, "cond_dropout_both": 0.1}
+    recipe = replace(with_train(recipe, steps=75, **settings), lora=Lora(spec="attn=r1"), unfreeze=())
+    folder = run(session, recipe).result.folder
+    lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    records = [record for record in lines if "event" not in record]
+    count = len(records)
+    assert count == 300
+    for name, share in (("text", 0.2), ("both", 0.1), ("", 0.7)):
+        logged = sum(record["dropped"] == name for record in records) / count
+        assert abs(logged - share) < 3 * math.sqrt(share * (1 - share) / count)
+    t = torch.tensor([record["t"] for record in records], dtype=torch.float64)
+    drawn, mean, std = (t, 0.525, 0.95 / math.sqrt(12)) if t_dist == "uniform" else (t.logit(), -0.8, 0.8)
+    assert abs(drawn.mean() - mean) < 3 * std / math.sqrt(count)
+    assert abs(drawn.std() - std) < 3 * std / math.sqrt(2 * count)
+    for record in records:
+        assert record["v_mse"] == pytest.approx(record["x0_mse"] / max(1 - record["t"], 0.05) ** 2, rel=1e-5)

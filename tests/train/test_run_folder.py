@@ -78,3 +78,6 @@ def test_what_was_not_trained_makes_no_file(recipe, adapter):
 def test_checkpoints_may_go_elsewhere(recipe, adapter, tmp_path, with_train):
     folder = RunFolder.create(with_train(recipe, checkpoint_dir=str(tmp_path / "elsewhere")))
     assert folder.save_checkpoint(adapter, 7).lora == tmp_path / "elsewhere" / "step_000007.safetensors"
+    (tmp_path / "elsewhere" / "state_000007.safetensors").write_bytes(b"")
+    with pytest.raises(U1Error, match=r"elsewhere: has checkpoints of another run already \(state_000007"):
+        RunFolder.create(with_train(replace(recipe, run_name="other"), checkpoint_dir=str(tmp_path / "elsewhere")))

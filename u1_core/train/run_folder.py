@@ -9,6 +9,7 @@ from typing import Any
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import FULL_FILE, write_full, write_lora
+from u1_core.train.checkpoint import state_files
 from u1_core.train.previews import newest_preview
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
@@ -112,12 +113,18 @@ def run_path(recipe: Recipe) -> Path:
 
 
 def free_run_path(recipe: Recipe) -> Path:
-    """Where the run's folder is to be. Raises U1Error if something is there: a run is never overwritten."""
+    """Where the run's folder is to be. Raises U1Error if something is there, or checkpoints are where its own are to
+    go: a run is never overwritten."""
     path = run_path(recipe)
     if path.exists():
         raise U1Error(
             f"{path}: there is a run of this name already; choose another run_name (--name) or folder (--out), "
             "or go on with it (--resume)"
+        )
+    chosen = recipe.train.checkpoint_dir
+    if chosen and (held := state_files(Path(chosen))):
+        raise U1Error(
+            f"train.checkpoint_dir {chosen}: has checkpoints of another run already ({held[0].name}); choose another"
         )
     return path
 
