@@ -63,8 +63,8 @@ def test_a_setting_that_came_with_an_update_does_not_keep_a_run_from_going_on():
     assert before != now
     state = State(2, True, 0, before, "data", "model", {}, {}, {}, {})
     refuse_changes(Path("run"), state, About(now, "data", "model"))
+    changed = replace(state, recipe=dump_recipe(Recipe(train=Train(lr=0.1))))
     with pytest.raises(U1Error, match=r"run: train\.lr was 0\.1 and is 5e-05; undo that"):
-        changed = replace(state, recipe=dump_recipe(Recipe(train=Train(lr=0.1))))
         refuse_changes(Path("run"), changed, About(now, "data", "model"))
 
 

@@ -15,6 +15,8 @@ from u1_core.data.picture_cache import training_pictures
 from u1_core.data.pictures import save_png
 from u1_core.data.sheet import contact_sheet
 from u1_core.errors import U1Error
+from u1_core.text.prompts import text_to_image
+from u1_core.text.sequence import build_sequence
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.recipe import Data
 from u1_core.weights.write import replacing
@@ -67,21 +69,30 @@ def dataset(
 
 
 def prefix_cache(studio: Studio, watch: Watch, *, model: Model, dataset: Dataset, preview_prompts: str = "") -> Result:
-    """BuildPrefixKVCache: every caption's prefix K/V, built now and kept on disk for this run and later ones."""
+    """BuildPrefixKVCache: every caption's prefix K/V, built now and kept on disk for this run and later ones.
+
+    `preview_prompts`, one a line, are those of runs that name none themselves."""
     folder = studio.places.cache / "prefixes"
     recipe = as_recipe(data_settings(model, dataset, studio) | {"runtime": {"prefix_dir": str(folder)}}, "")
     with studio.using(model, watch) as session, torch.inference_mode(False), torch.no_grad():
         captions = CaptionSequences(session.tokenizer, recipe, open_dataset(Path(dataset.folder)))
         tokens = [len(captions[number].ids) for number in range(len(captions))]
         before = _n_files(folder)
-        built = build_caption_prefixes(session, recipe, captions, session.adapters)
+        built = build_caption_prefixes(session, recipe, captions, session.adapters).captions
         new = _n_files(folder) - before
-    where = f"{new} new files in {folder}" if new else f"all found in {folder}"
-    text = (
-        f"{len(tokens)} captions, {min(tokens)} to {max(tokens)} tokens, {built.n_bytes / 1e6:.1f} MB of prefix K/V; "
-        f"{where}"
-    )
-    return Result((PrefixCache(dataset, str(folder), lines_of(preview_prompts)), text), text)
+        previews = lines_of(preview_prompts)
+        asked = [len(build_sequence(session.tokenizer, text_to_image(prompt)).ids) for prompt in previews]
+    megabytes = built.total_bytes / 1e6
+    lines = [
+        f"{len(tokens)} captions of {min(tokens)} to {max(tokens)} tokens: {megabytes:.1f} MB of prefix K/V",
+        f"{new} new files in {folder}" if new else f"all found in {folder}",
+    ]
+    if session.device.type == "cuda":
+        lines.append(f"{built.device_bytes / 1e6:.1f} MB fit on the card")
+    if asked:
+        lines.append(f"{len(asked)} preview prompts of {min(asked)} to {max(asked)} tokens, built as a run begins")
+    text = "\n".join(lines)
+    return Result((PrefixCache(dataset, str(folder), previews), text), text)
 
 
 def _n_files(folder: Path) -> int:
