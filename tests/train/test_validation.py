@@ -3,11 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from u1_core.data.folder import Sample
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.train.prepare import prepare
-from u1_core.train.recipe import Validation
-from u1_core.train.validation import Question, Validator, compare, errors, held_out
+from u1_core.train.recipe import Style, Validation
+from u1_core.train.validation import Question, Validator, compare, errors, held_out, triggered
 
 HEAD = "fm_modules.fm_head.2"
 SETTINGS = Validation(every=10, pictures=2, timesteps=4)
@@ -108,12 +109,28 @@ def test_it_is_due_from_the_start_and_each_so_many_steps():
     [(49, None, 0), (50, None, 2), (500, None, 2), (50, 0.0, 0), (50, 0.1, 5), (5, 0.01, 1)],
 )
 def test_how_many_are_held_out(samples, split, count):
-    found = held_out(samples, replace(SETTINGS, split=split), seed=3)
+    found = held_out(range(samples), replace(SETTINGS, split=split), seed=3)
     assert len(set(found)) == count
-    assert found == sorted(found) == held_out(samples, replace(SETTINGS, split=split), seed=3)
+    assert found == sorted(found) == held_out(range(samples), replace(SETTINGS, split=split), seed=3)
     assert all(0 <= number < samples for number in found)
+
+
+def test_pictures_without_the_trigger_are_neither_held_out_nor_asked_about():
+    samples = [Sample(f"{folder}/{n}.png", None, "a hut") for folder in ("ink", "plain") for n in range(10)]
+    style = Style(trigger="sty", untriggered=("plain/*",))
+    assert triggered(samples, style, range(20)) == list(range(10))
+    assert triggered(samples, Style(trigger="sty"), range(20)) == range(20)
+    found = held_out([3, 5, 7, 9], replace(SETTINGS, split=0.5), seed=3)
+    assert len(found) == 2
+    assert set(found) < {3, 5, 7, 9}
+
+
+def test_some_pictures_must_have_the_trigger(session, recipe):
+    recipe = replace(recipe, style=replace(recipe.style, untriggered=("*",)))
+    with pytest.raises(U1Error, match=r"^style\.untriggered leaves no picture in .* with the trigger; leave some out"):
+        prepare(Job(lambda job: None), session, recipe)
 
 
 def test_something_must_be_left_to_train_on():
     with pytest.raises(U1Error, match=r"validation\.split is 0\.9: that leaves none of 2 pictures to train on"):
-        held_out(2, replace(SETTINGS, split=0.9), seed=0)
+        held_out(range(2), replace(SETTINGS, split=0.9), seed=0)

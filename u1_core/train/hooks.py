@@ -7,7 +7,7 @@ from u1_core.session import Session
 from u1_core.train.previews import Previewer, preview_prompts
 from u1_core.train.recipe import Recipe
 from u1_core.train.step import Trainer
-from u1_core.train.validation import Validator, held_out
+from u1_core.train.validation import standard_validator
 
 
 class Hook(Protocol):
@@ -28,7 +28,7 @@ class Hook(Protocol):
 
 def standard_hooks(session: Session, recipe: Recipe, trainer: Trainer, previews: Path) -> list[Hook]:
     """Validation, and previews into that folder."""
-    samples, seed = trainer.data.samples, recipe.train.seed
-    validator = Validator(recipe.validation, samples.turns, held_out(len(samples), recipe.validation, seed), seed)
+    samples = trainer.data.samples
+    validator = standard_validator(recipe, samples)
     captions = [samples[number].caption for number in range(min(2, len(samples)))]
     return [validator, Previewer(session, recipe, preview_prompts(recipe, captions), previews)]

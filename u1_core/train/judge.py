@@ -8,7 +8,7 @@ from u1_core.lora.adapter import Adapter
 from u1_core.session import Session
 from u1_core.train.prepare import prepared
 from u1_core.train.recipe import Recipe
-from u1_core.train.validation import Validator, held_out, judged_by
+from u1_core.train.validation import judged_by, standard_validator
 
 
 def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) -> dict[str, dict[str, Any]]:
@@ -18,8 +18,7 @@ def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) 
     """
     shares = {}
     with prepared(Job(lambda job: None), session, recipe) as trainer:
-        kept_back = held_out(len(trainer.data.samples), recipe.validation, recipe.train.seed)
-        validator = Validator(recipe.validation, trainer.data.samples.turns, kept_back, recipe.train.seed)
+        validator = standard_validator(recipe, trainer.data.samples)
         for name, adapter in adapters.items():
             found = validator.look(trainer, adapter.to(session.device))
             shares[name] = found[judged_by(found)]["x0"]

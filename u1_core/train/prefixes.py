@@ -6,7 +6,6 @@ set that is too large for it, what the present stretch of the run needs is built
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -42,8 +41,8 @@ class CaptionSequences(Sequence[TokenSequence]):
         """Raises U1Error for a caption that cannot be a prompt."""
         sample, style = self._samples[index], self._recipe.style
         think = sample.think if self._recipe.data.use_think_labels else None
-        bare = any(fnmatchcase(sample.id, pattern) for pattern in style.untriggered)
-        text = training_caption(sample.caption, "" if bare else style.trigger, style.prompt_template, think)
+        trigger = style.trigger if style.triggers(sample.id) else ""
+        text = training_caption(sample.caption, trigger, style.prompt_template, think)
         return build_sequence(self._tokenizer, text)
 
     def head(self) -> tuple[int, ...]:

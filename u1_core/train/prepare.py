@@ -27,11 +27,11 @@ from u1_core.train.optimizers import make_optimizer, parameter_groups
 from u1_core.train.order import Order
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes
 from u1_core.train.previews import preview_settings
-from u1_core.train.recipe import Recipe
+from u1_core.train.recipe import Recipe, Style
 from u1_core.train.room import Sizes, first_plan
 from u1_core.train.step import Trainer, named_weights
 from u1_core.train.turn import TrainingSet
-from u1_core.train.validation import held_out
+from u1_core.train.validation import held_out, triggered
 from u1_core.weights.gguf_file import refuse_training_on_quantised
 
 
@@ -142,7 +142,7 @@ def _checked_data(
     """
     data, style = recipe.data, recipe.style
     dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
-    _check_untriggered(dataset, style.untriggered)
+    _check_untriggered(dataset, style)
     pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
     rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
     findings = check_dataset(
@@ -152,16 +152,19 @@ def _checked_data(
     job.emit("checked", findings=[asdict(finding) for finding in findings])
     if data.upscale == "skip":
         dataset.leave_out_small(framing)
-    if kept_back := held_out(len(dataset), recipe.validation, recipe.train.seed):
+    may_be_held_out = triggered(dataset, style, range(len(dataset)))
+    if kept_back := held_out(may_be_held_out, recipe.validation, recipe.train.seed):
         dataset.leave_out(set(kept_back))
     return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)
 
 
-def _check_untriggered(dataset: Dataset, patterns: Sequence[str]) -> None:
-    """Raises U1Error for a pattern that no sample's id fits."""
-    for pattern in patterns:
+def _check_untriggered(dataset: Dataset, style: Style) -> None:
+    """Raises U1Error for a pattern that no sample's id fits, or if all samples' ids fit one."""
+    for pattern in style.untriggered:
         if not any(fnmatchcase(sample.id, pattern) for sample in dataset):
             raise U1Error(
                 f"style.untriggered has {pattern!r}, but {dataset.source} has no picture of such a name; names are "
                 f"like {dataset[0].id!r}"
             )
+    if style.untriggered and not triggered(dataset, style, range(len(dataset))):
+        raise U1Error(f"style.untriggered leaves no picture in {dataset.source} with the trigger; leave some out of it")

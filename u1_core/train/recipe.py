@@ -7,6 +7,7 @@ recipe. `recipe_file` reads and writes them as YAML.
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from u1_core.lora.plan import DEFAULT_UNFROZEN
@@ -93,6 +94,10 @@ class Style(Section):
     prompt_template: str = setting(
         "official", "the prompt that sampling uses, or the bare caption", one_of("official", "plain")
     )
+
+    def triggers(self, name: str) -> bool:
+        """Whether the picture of this name gets the trigger."""
+        return not any(fnmatchcase(name, pattern) for pattern in self.untriggered)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from u1_core.data.dataset import Dataset
+from u1_core.data.folder import Sample
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
 from u1_core.lora.full import with_full_tensors
@@ -22,7 +24,7 @@ from u1_core.model.config import GENERATION
 from u1_core.model.generation import generation_pass
 from u1_core.train.objective import flow_loss
 from u1_core.train.prefixes import move_prefix
-from u1_core.train.recipe import Validation
+from u1_core.train.recipe import Recipe, Style, Validation
 from u1_core.train.rng import generator
 from u1_core.train.step import Trainer
 
@@ -76,11 +78,17 @@ class Question:
     """Which of the picture's timesteps this is: its noise is drawn for it."""
 
 
-def held_out(samples: int, settings: Validation, seed: int) -> list[int]:
-    """The numbers of the samples that validation keeps from training, drawn at random from `seed`; in order.
+def triggered(samples: Sequence[Sample], style: Style, numbers: Sequence[int]) -> Sequence[int]:
+    """Those of these numbers whose samples get the trigger: the others are not what is to be learned."""
+    return [number for number in numbers if style.triggers(samples[number].id)] if style.untriggered else numbers
+
+
+def held_out(numbers: Sequence[int], settings: Validation, seed: int) -> list[int]:
+    """Those of these samples that validation keeps from training, drawn at random from `seed`; in order.
 
     Raises U1Error if none would be left to train on.
     """
+    samples = len(numbers)
     count = round(settings.split * samples) if settings.split is not None else 0
     if settings.split:
         count = max(1, count)
@@ -88,7 +96,8 @@ def held_out(samples: int, settings: Validation, seed: int) -> list[int]:
         count = settings.pictures
     if count >= samples:
         raise U1Error(f"validation.split is {settings.split:g}: that leaves none of {samples} pictures to train on")
-    return sorted(torch.randperm(samples, generator=generator(seed, 0, "", "held out"))[:count].tolist())
+    drawn = torch.randperm(samples, generator=generator(seed, 0, "", "held out"))[:count]
+    return sorted(numbers[place] for place in drawn.tolist())
 
 
 class Validator:
@@ -148,6 +157,13 @@ class Validator:
         """Every picture at the middles of as many equal parts of t as there are to be timesteps."""
         count = self._settings.timesteps
         return [Question(number, (place + 0.5) / count, place) for number in numbers for place in range(count)]
+
+
+def standard_validator(recipe: Recipe, samples: Dataset) -> Validator:
+    """The recipe's own, about samples of which those held out have no turn any more."""
+    seed, settings = recipe.train.seed, recipe.validation
+    among, turns = (triggered(samples, recipe.style, numbers) for numbers in (range(len(samples)), samples.turns))
+    return Validator(settings, turns, held_out(among, settings, seed), seed)
 
 
 @torch.no_grad()
