@@ -4,6 +4,7 @@ A folded weight is made from the checkpoint's own each time and never from what 
 taking the LoRAs out brings back the checkpoint's bytes.
 """
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -33,6 +34,7 @@ class FoldedSource:
                         "`u1 lora merge` and use that"
                     )
         self._snapshot = snapshot
+        self._summing = threading.Lock()
         self.adapters = tuple(adapters)
 
     @property
@@ -51,11 +53,15 @@ class FoldedSource:
 
     @torch.no_grad()
     def read_into(self, name: str, place: Tensor) -> None:
-        """One tensor, summed in fp32 on the CPU as `u1 lora merge` does and rounded once to the dtype of `place`."""
+        """One tensor, summed in fp32 on the CPU as `u1 lora merge` does and rounded once to the dtype of `place`.
+
+        Several threads may ask, one at a time sums: that takes all cores, and five times the memory of the tensor.
+        """
         if name not in self.changed:
             self._snapshot.read_into(name, place)
             return
         entry = self._snapshot.tensors[name]
         base = torch.empty(entry.shape, dtype=entry.dtype)
         self._snapshot.read_into(name, base)
-        place.copy_(rounded(name, merged_tensor(name, base, self.adapters), place.dtype))
+        with self._summing:
+            place.copy_(rounded(name, merged_tensor(name, base, self.adapters), place.dtype))
