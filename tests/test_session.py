@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,13 @@ from safetensors.torch import load_file, save_file
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.model.config import FM_HEAD, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.plan.budget import Budget
 from u1_core.sample.guidance import Guidance
 from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
 from u1_core.text.sequence import build_sequence
+from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
 
 SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(1.0))
@@ -157,6 +160,7 @@ def test_a_card_is_planned_for_when_the_tower_is_first_needed_and_when_pictures_
         return SimpleNamespace(placement=Placement(frozenset(range(4 - len(asked)))))
 
     monkeypatch.setattr(session._placing, "plan", plan)
+    monkeypatch.setattr(session._placing, "spare_bytes", lambda plan: 1000 - len(asked))
     session.make_room((1, 3, 64, 96))
     session.make_room((1, 3, 32, 32), branches=3)  # less than there is room for
     session.make_room((2, 3, 64, 96), branches=3)
@@ -164,6 +168,24 @@ def test_a_card_is_planned_for_when_the_tower_is_first_needed_and_when_pictures_
     with session.unfolded():
         session.make_room((9, 3, 64, 96))  # a run is training: the tower stays
     assert len(asked) == 2
+
+
+def test_what_drawing_leaves_of_the_memory_goes_to_prompts_until_a_run_is_planned(models, monkeypatch):
+    session, held = Session.open(models["u1"], "cpu"), []
+    layers = LayersOnDisk(session.snapshot, UNDERSTANDING, "cpu", torch.float32)
+    monkeypatch.setattr(layers, "hold", held.append)
+    session.__dict__["understanding"] = replace(session.understanding, layers=layers)
+    session.device = torch.device("cuda")  # as far as the choice goes
+    plan = SimpleNamespace(placement=Placement(frozenset()), peak_bytes=5 * 10**9)
+    monkeypatch.setattr(session._placing, "plan", lambda *args: plan)
+    session._placing.budget = Budget.parse("10GB")
+    session.make_room((1, 3, 64, 96))
+    assert held == [0, 4 * 10**9]  # a tenth of the budget is kept back
+    session.plan_training(SimpleNamespace(batch=1, height=64, width=96))
+    assert held[2:] == [0]
+    session._placing.budget = Budget.parse("low")
+    session.make_room((4, 3, 64, 96))
+    assert held[3:] == [0, 0]
 
 
 def test_loras_of_another_model_are_refused_and_change_nothing(models):

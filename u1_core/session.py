@@ -28,6 +28,7 @@ from u1_core.text.tokenizer import Tokenizer
 from u1_core.weights.gguf_file import GgufSource
 from u1_core.weights.gguf_layers import QuantisedLayers, largest_layer_bytes
 from u1_core.weights.layout import layer_bytes
+from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
 from u1_core.weights.rewrite import rewrite
 from u1_core.weights.ring import StreamedLayers
@@ -60,6 +61,8 @@ class Session:
         self.lease = Lease()
         self._folded: FoldedSource | None = None
         self._kept_unfolded = 0
+        self._prompt_bytes = 0
+        """Device memory that layers of the understanding tower may stay in."""
         self._on_progress = on_progress
         self._placing = Placing(self.config, dtype, device, budget, placement, fixed=placement is not None)
         if isinstance(snapshot, GgufSource):
@@ -100,10 +103,13 @@ class Session:
     @cached_property
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def understanding(self) -> Understanding:
-        """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used."""
+        """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used, and
+        as many layers then stay as drawing leaves room for."""
         resident = self._room_for(UNDERSTANDING, GENERATION)
         understanding = load_understanding(self._source, self.device, self.dtype, resident, self._on_progress)
         self._hold_quantised(understanding.layers, towers=2)
+        if isinstance(understanding.layers, LayersOnDisk):
+            understanding.layers.hold(self._prompt_bytes)
         return understanding
 
     @cached_property
@@ -127,6 +133,7 @@ class Session:
         """
         if self.device.type == "cpu":
             return None
+        self._spend_on_prompts(0)
         plan = self._plan(work, already_bytes)
         self.place(plan.placement)
         # A picture that is drawn in between keeps nothing for backward: two rows of it take less than one in training.
@@ -141,8 +148,11 @@ class Session:
         """
         if self.device.type == "cpu" or self._kept_unfolded or not self._placing.lacks_room(shape, branches):
             return
-        self.place(self._plan(self._placing.sampling_work(shape, branches, prefix_tokens)).placement)
+        self._spend_on_prompts(0)
+        plan = self._plan(self._placing.sampling_work(shape, branches, prefix_tokens))
+        self.place(plan.placement)
         self._placing.made_for(shape, branches)
+        self._spend_on_prompts(self._placing.spare_bytes(plan))
 
     def place(self, placement: Placement) -> None:
         """Have the generation tower lie so. If it is loaded and lies otherwise it is let go, and read when it is next
@@ -153,6 +163,12 @@ class Session:
         tower = self.__dict__.pop("base_generation", None)
         if tower and isinstance(tower.layers, StreamedLayers):
             tower.layers.close()
+
+    def _spend_on_prompts(self, n_bytes: int) -> None:
+        self._prompt_bytes = n_bytes
+        understanding = self.__dict__.get("understanding")
+        if understanding and isinstance(understanding.layers, LayersOnDisk):
+            understanding.layers.hold(n_bytes)
 
     def _plan(self, work: Work, already_bytes: int = 0) -> Plan:
         loaded, held = "base_generation" in self.__dict__, bool(self._kept_unfolded)

@@ -94,3 +94,34 @@ def test_read_under_inference_mode_and_used_outside(models):
         layers[0]
     assert right(snapshot, GENERATION, 1, layers[1])
     assert not layers[2].qkv.is_inference()
+
+
+def test_layers_stay_on_the_device_as_far_as_there_is_memory_for_them(reads):
+    layers = LayersOnDisk(reads, UNDERSTANDING, "cpu", torch.float32)
+    layers[0], layers[1]
+    layer_bytes = layers[2].input_norm.untyped_storage().nbytes()
+    reads.layers.clear()
+    layers.hold(2 * layer_bytes + 1)
+    for _ in range(3):
+        assert all(right(reads._snapshot, UNDERSTANDING, index, layers[index]) for index in range(3))
+    assert layers.held_bytes == 2 * layer_bytes
+    assert reads.layers == [0, 1, 2]  # only the last is read every time
+    layers.hold(layer_bytes)
+    assert layers.held_bytes == layer_bytes
+    reads.layers.clear()
+    assert all(right(reads._snapshot, UNDERSTANDING, index, layers[index]) for index in range(3))
+    assert reads.layers == [1, 2]
+
+
+def test_what_stays_is_read_anew_when_it_has_changed(reads, models):
+    layers = LayersOnDisk(reads, UNDERSTANDING, "cpu", torch.float32)
+    layers.hold(2**30)
+    before = layers[0].qkv.clone()
+
+    class Doubled(Reads):
+        def read_into(self, name, place):
+            super().read_into(name, place)
+            place.mul_(2)
+
+    layers.rewrite(Doubled(Snapshot.open(models["u1"])), ["any"])
+    assert torch.equal(layers[0].qkv, 2 * before)

@@ -15,6 +15,9 @@ from u1_core.plan.planner import choose_plan
 from u1_core.plan.work import SamplingWork, Work, ends_bytes
 from u1_core.weights.placement import Placement
 
+SPENT = 0.9
+"""Share of the budget that may be planned for."""
+
 
 @dataclass
 class Placing:
@@ -45,6 +48,16 @@ class Placing:
         model = replace(model, fixed_bytes=model.fixed_bytes + max(0, others))
         stays = self.placement if held or self.fixed else None
         return choose_plan(model, self.budget, free_bytes(self.device), stays)
+
+    def spare_bytes(self, plan: Plan) -> int:
+        """What a plan leaves of the budget to speed up prompts, with a tenth kept back for LoRAs and what else comes.
+
+        Nothing in the modes that save memory.
+        """
+        if self.budget.mode in ("balanced", "low"):
+            return 0
+        limit = self.budget.n_bytes or free_bytes(self.device)
+        return max(0, int(SPENT * limit) - plan.peak_bytes)
 
     def native_shape(self) -> tuple[int, int, int, int]:
         """One square picture of the size that the model is made for."""

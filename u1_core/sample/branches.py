@@ -30,12 +30,14 @@ class Drawn:
 
 
 def build_branches(
-    session: Session, queries: Mapping[Branch, Query], branches: tuple[Branch, ...]
+    session: Session, queries: Mapping[Branch, Query], settings: SampleSettings
 ) -> dict[Branch, BuiltPrefix]:
-    """The prompts of these branches, in one pass over the understanding tower."""
+    """The prompts of the settings' branches, in one pass over the understanding tower, with room left to draw."""
+    branches = settings.guidance.branches
     sequences: list[TokenSequence] = [
         build_sequence(session.tokenizer, *queries[branch], merge=session.config.merge) for branch in branches
     ]
+    session.make_room(settings.shape, len(branches), max(len(sequence.ids) for sequence in sequences))
     return dict(zip(branches, session.build_prefixes(sequences), strict=True))
 
 
@@ -49,7 +51,7 @@ def draw_prompt(
 ) -> Drawn:
     """Build the prompts, reason first if asked, and draw."""
     with session.lease:
-        built = build_branches(session, queries, settings.guidance.branches)
+        built = build_branches(session, queries, settings)
         prefixes, think_text = {branch: prefix.kv for branch, prefix in built.items()}, ""
         if think:
             prefixes[Branch.CONDITIONAL], think_text = think_first(session, built[Branch.CONDITIONAL], on_text)

@@ -48,7 +48,7 @@ def interleave(
         Branch.UNCONDITIONAL: (prompts.unconditional(), ()),
     }
     with session.lease:
-        built = build_branches(session, queries, settings.guidance.branches)
+        built = build_branches(session, queries, settings)
         told = {branch: session.grow(prefix) for branch, prefix in built.items()}
         yield from _tell(session, told, settings, max_tokens, on_step)
 

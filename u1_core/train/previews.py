@@ -91,10 +91,10 @@ class Previewer:
 
     def _build(self, upstream: Sequence[Adapter]) -> None:
         """The prompts' K/V, with the understanding side of the LoRAs under the one that is trained; built once."""
-        session, branches = self._session_with(upstream), self._settings.guidance.branches
+        session = self._session_with(upstream)
         for prompt in self._prompts:
             if prompt not in self._built:
-                built = build_branches(session, queries(prompt), branches)
+                built = build_branches(session, queries(prompt), self._settings)
                 self._built[prompt] = {
                     branch: move_prefix(one.kv, torch.device("cpu")) for branch, one in built.items()
                 }

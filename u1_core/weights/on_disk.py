@@ -1,4 +1,6 @@
-"""Layers that stay in the checkpoint's files: each is read when it is asked for, the next one while it is used."""
+"""Layers that stay in the checkpoint's files: each is read when it is asked for, the next one while it is used.
+
+Where there is memory to spare on the device, some of them stay there once they have come."""
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +15,7 @@ from u1_core.weights.source import TensorSource
 
 
 class LayersOnDisk(Sequence[LayerWeights]):
-    """A tower's layers, each a fresh copy on the device that nobody keeps.
+    """A tower's layers, each a fresh copy on the device that nobody keeps but as `hold` allows.
 
     Two layers' worth of host memory takes turns, as memory that is new to the process is slow to write to; it is let go
     after the last layer. One thread at a time.
@@ -24,22 +26,42 @@ class LayersOnDisk(Sequence[LayerWeights]):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="u1-reading-ahead")
         self._next: tuple[int, Future[Tensor]] | None = None
         self._spare: Tensor | None = None
+        self._held: dict[int, Tensor] = {}
+        self._hold_bytes = 0
 
     def __len__(self) -> int:
         return self._source.config.layers
 
+    @torch.inference_mode(False)  # what stays may be used outside of it
     def __getitem__(self, index: int) -> LayerWeights:
         index = range(len(self))[index]
-        host, last = self._read_now(index), index == len(self) - 1
-        if not last:
-            self._next = index + 1, self._begin(index + 1)
-        flat = torch.empty_like(host, device=self._device).copy_(host)
-        self._spare = None if last else host
+        if index in self._held:
+            flat = self._held[index]
+            self._read_ahead(index)
+        else:
+            host = self._read_now(index)
+            more = self._read_ahead(index)
+            flat = torch.empty_like(host, device=self._device).copy_(host)
+            self._spare = host if more else None
+            if self.held_bytes + flat.nbytes <= self._hold_bytes:
+                self._held[index] = flat
         return layer_views(self._source.config, self._tower, index, flat)
+
+    @property
+    def held_bytes(self) -> int:
+        """Device memory of the layers that stay."""
+        return sum(flat.nbytes for flat in self._held.values())
+
+    def hold(self, n_bytes: int) -> None:
+        """Layers that come stay on the device up to this much in all; those that are beyond it go."""
+        self._hold_bytes = n_bytes
+        while self.held_bytes > n_bytes:
+            self._held.popitem()
 
     def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
         """Read from `source` from now on, of whose tensors those of these names have changed."""
         self._source, self._next, self._spare = source, None, None
+        self._held.clear()
 
     def _read_now(self, index: int) -> Tensor:
         """The layer's bytes, from what was read ahead if that was this layer."""
@@ -49,6 +71,13 @@ class LayersOnDisk(Sequence[LayerWeights]):
                 return reading.result()
             self._spare = reading.result() if reading.exception() is None else None
         return self._begin(index).result()
+
+    def _read_ahead(self, index: int) -> bool:
+        """Begin to read the next layer after this one that is not on the device; whether there is one."""
+        following = next((i for i in range(index + 1, len(self)) if i not in self._held), None)
+        if following is not None and self._next is None:
+            self._next = following, self._begin(following)
+        return following is not None
 
     def _begin(self, index: int) -> Future[Tensor]:
         place, self._spare = self._spare, None
