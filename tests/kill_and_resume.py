@@ -76,7 +76,7 @@ def kill_and_resume(
 ) -> int:
     """Returns how often the run was killed while it was training. Raises AssertionError if anything differs."""
     recipe, moments = write_inputs(root, steps, every, device, optimizer), random.Random(seed)
-    wait(start(recipe, root / "whole", resume=False))
+    whole = start(recipe, root / "whole", resume=False)  # beside the others: there is more than one core
     run, killed = root / "killed" / "tiny", 0
     while killed < kills and not (run / RESULTS[0]).is_file():
         process = start(recipe, root / "killed", resume=run.is_dir())
@@ -96,6 +96,7 @@ def kill_and_resume(
         process.stderr.close()
     if not (run / RESULTS[0]).is_file() or killed == kills:
         wait(start(recipe, root / "killed", resume=True))
+    wait(whole)
     for name in RESULTS:
         assert (run / name).read_bytes() == (root / "whole" / "tiny" / name).read_bytes(), f"{name} differs"
     assert steps_in_log(run) == steps_in_log(root / "whole" / "tiny"), "the log has other steps"
