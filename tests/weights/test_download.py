@@ -76,6 +76,27 @@ def test_only_what_is_needed_is_fetched_into_a_folder_of_its_own(fake, tmp_path)
     assert download(ID, "v1", to) == to
 
 
+def test_bytes_are_told_as_they_come_and_whoever_is_told_can_end_it(fake, tmp_path, monkeypatch):
+    fetch, told = hub.snapshot_download, []
+
+    def with_bars(repo_id, tqdm_class, **options):
+        with tqdm_class(total=2, unit="it") as files, tqdm_class(total=100, unit="B") as bar:
+            for n in (60, 40):
+                files.update()
+                bar.update(n)
+        return fetch(repo_id, **options)
+
+    monkeypatch.setattr(hub, "snapshot_download", with_bars)
+    download(ID, to=tmp_path / "one", progress=lambda *now: told.append(now))
+    assert told == [(60, 100), (100, 100)]
+
+    def cancel(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve_model("owner/Absent", True, cancel)
+
+
 def test_the_shared_cache_keeps_the_branchs_name(fake):
     folder = download(ID)
     assert fake.asked[1] == ("snapshot_download", ID, {"allow_patterns": WANTED, "revision": None})

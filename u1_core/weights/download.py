@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from u1_core import nano
@@ -15,6 +16,9 @@ SOURCE_FILE = "u1_source.json"
 MODELS_VARIABLE = "U1_MODELS"
 """Environment variable naming a folder of model folders, where a hub id's last part is looked up too."""
 
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all as far as they are known)."""
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _WANTED = re.compile(
     r"[^/]+\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|(LICENSE|NOTICE)[^/]*"
@@ -23,12 +27,14 @@ _WANTED = re.compile(
 )
 
 
-def download(repo_id: str, revision: str | None = None, to: Path | None = None) -> Path:
+def download(
+    repo_id: str, revision: str | None = None, to: Path | None = None, progress: Progress | None = None
+) -> Path:
     """Fetch a model's weights, config, tokenizer and licence; never pickles or code. -> its folder, checked.
 
     An interrupted download goes on where it stopped. Without `to` it goes to the hub's shared cache. The id and the
-    commit that `revision` stood for are written to u1_source.json. Raises U1Error if the hub cannot be reached,
-    will not give the files, or has no U1 model under that id.
+    commit that `revision` stood for are written to u1_source.json. What `progress` raises ends it. Raises U1Error if
+    the hub cannot be reached, will not give the files, or has no U1 model under that id.
     """
     import huggingface_hub as hub
 
@@ -45,6 +51,7 @@ def download(repo_id: str, revision: str | None = None, to: Path | None = None) 
     try:
         # In the cache the branch's name is kept as a pointer to the commit; a folder of its own has no such pointers.
         asked = {"revision": revision} if to is None else {"revision": info.sha, "local_dir": to}
+        asked |= {"tqdm_class": _bar_that_tells(progress)} if progress else {}
         folder = Path(hub.snapshot_download(repo_id, allow_patterns=names, **asked))
     except Exception as problem:
         raise _hub_error(repo_id, revision, problem) from problem
@@ -54,7 +61,7 @@ def download(repo_id: str, revision: str | None = None, to: Path | None = None) 
     return folder
 
 
-def resolve_model(text: str, allow_download: bool = False) -> Path:
+def resolve_model(text: str, allow_download: bool = False, progress: Progress | None = None) -> Path:
     """A model given as a path, as "nano" (the one that ships with the package), or as a hub id (`owner/name`,
     `owner/name@revision`) -> its path on this machine.
 
@@ -73,9 +80,23 @@ def resolve_model(text: str, allow_download: bool = False) -> Path:
     if found:
         return found
     if allow_download:
-        return download(repo_id, revision or None)
+        return download(repo_id, revision or None, progress=progress)
     command = f"u1 download {repo_id}" + f" --revision {revision}" * bool(revision)
     raise U1Error(f"{text}: there is no such folder here and it has not been downloaded; run `{command}` to fetch it")
+
+
+def _bar_that_tells(progress: Progress) -> type:
+    """The hub library's bar, which also tells how many bytes there are by now."""
+    from tqdm.auto import tqdm
+
+    class TellingBar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn = super().update(n)
+            if self.unit == "B" and self.total:  # others count files
+                progress(int(self.n), int(self.total))
+            return drawn
+
+    return TellingBar
 
 
 def source_of(folder: Path) -> dict[str, str]:

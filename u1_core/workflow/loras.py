@@ -45,7 +45,7 @@ def load_model(
     if gguf != NO_GGUF:
         name, path = gguf, studio.find_gguf(gguf)
     elif hub_id.strip():
-        name, path = hub_id.strip(), resolve_model(hub_id.strip(), allow_download=True)
+        name, path = hub_id.strip(), resolve_model(hub_id.strip(), True, watch.on_progress)
     else:
         name, path = model, studio.find_model(model)
     limit = Budget.parse(budget)
