@@ -5,11 +5,14 @@ for each of five budgets. They are named for those of a full-size model and lie 
 and all resident with everything kept, so that every plan differs. One more run has its memory cut to the smallest of
 them in the middle, so that it really runs out. Two runs of one seed tell the noise of the card's arithmetic, a run of
 another seed that of training. Prints a table and, with --json and --png, writes the curves and a picture of them.
+
+On a CPU, whose memory nobody plans, the same is done with five plans from all resident to all streamed.
 """
 
 import argparse
 import gc
 import json
+import math
 import statistics
 import tempfile
 from dataclasses import replace
@@ -26,11 +29,13 @@ from u1_core.jobs import Event, Job
 from u1_core.model.stack import Keep
 from u1_core.plan.budget import Budget, enforce
 from u1_core.plan.machine import model_here
+from u1_core.plan.plan import RUNGS, Cost, Plan
 from u1_core.plan.planner import least_plan
 from u1_core.released import RELEASED
 from u1_core.session import Session
 from u1_core.train.loop import train
 from u1_core.train.recipe import Data, Previews, Recipe, Runtime, Train, Validation
+from u1_core.train.step import Trainer
 from u1_core.train.work import training_work
 from u1_core.weights.placement import Placement
 from u1_core.weights.random_model import write_random_snapshot
@@ -43,6 +48,8 @@ MARGIN = 1.08
 PROMPT_TOKENS = 320
 SMOOTHED_OVER = 15
 
+Limit = Budget | Plan
+"""What a run is to keep to: the plan itself on a CPU."""
 Curve = list[float]
 """Mean loss of each step's pictures."""
 
@@ -55,13 +62,13 @@ def main() -> None:
         _write_model(folder / "model", args, device)
         _write_pictures(folder / "pictures", args)
         recipe = _recipe(folder, args)
-        budgets = _budgets(folder / "model", recipe, args, device)
-        first, *_, last = budgets
+        limits = _limits(folder / "model", recipe, args, device)
+        first, *_, last = limits
         other = replace(recipe, train=replace(recipe.train, seed=recipe.train.seed + 1))
-        kinds = {f"budget {name}": (recipe, budget, None) for name, budget in budgets.items()}
-        kinds["again"] = (recipe, budgets[first], None)
-        kinds["memory cut"] = (recipe, budgets[first], (args.steps // 3, budgets[last]))
-        kinds["another seed"] = (other, budgets[first], None)
+        kinds = {f"budget {name}": (recipe, limit, None) for name, limit in limits.items()}
+        kinds["again"] = (recipe, limits[first], None)
+        kinds["memory cut"] = (recipe, limits[first], (args.steps // 3, limits[last]))
+        kinds["another seed"] = (other, limits[first], None)
         found = {"machine": machine(device) if device.type == "cuda" else "CPU", "about": _about(args), "runs": {}}
         for name, kind in kinds.items():
             found["runs"][name] = _run(*kind, name)
@@ -128,10 +135,10 @@ def _recipe(folder: Path, args: argparse.Namespace) -> Recipe:
     )
 
 
-def _budgets(model: Path, recipe: Recipe, args: argparse.Namespace, device: torch.device) -> dict[str, Budget]:
-    if device.type == "cpu":
-        return dict.fromkeys(SHARES, Budget())
+def _limits(model: Path, recipe: Recipe, args: argparse.Namespace, device: torch.device) -> dict[str, Limit]:
     session = Session.open(model, args.device)
+    if device.type == "cpu":
+        return {name: _plan(session.config.layers, args.accumulated, share) for name, share in SHARES.items()}
     config, size = session.config, (args.size, args.size)
     costs = model_here(device, training_work(config, recipe, size, PROMPT_TOKENS, device, session.dtype))
     everywhere = Placement(frozenset(range(config.layers)))
@@ -140,36 +147,57 @@ def _budgets(model: Path, recipe: Recipe, args: argparse.Namespace, device: torc
     return {name: Budget("", int(MARGIN * (least + share * (most - least)))) for name, share in SHARES.items()}
 
 
-def _run(recipe: Recipe, budget: Budget, cut: tuple[int, Budget] | None, name: str) -> dict[str, Any]:
-    """Train to the end within a budget, which `cut` (a step, a budget) makes smaller on the way."""
-    session = Session.open(recipe.model, recipe.runtime.device, budget=budget)
+def _plan(layers: int, accumulated: int, share: float) -> Plan:
+    """Between all streamed with nothing kept and all resident with everything kept, all micro-batches together."""
+    placement = Placement.spread(layers, round(share * layers), slots=2 if share else 1)
+    keep, together = RUNGS[round(share * (len(RUNGS) - 1))], max(1, math.ceil(share * accumulated))
+    return Plan.of(placement, (keep,) * layers, together, lambda *_: Cost(1, 1.0))
+
+
+def _run(recipe: Recipe, limit: Limit, cut: tuple[int, Limit] | None, name: str) -> dict[str, Any]:
+    """Train to the end within a limit, which `cut` (a step, a limit) makes smaller on the way."""
+    planned = isinstance(limit, Plan)
+    within = {"placement": limit.placement} if planned else {"budget": limit}
+    session = Session.open(recipe.model, recipe.runtime.device, **within)
     device = session.device
-    enforce(budget, device)
     recipe = replace(recipe, run_name=name.replace(" ", "_"))
     told: dict[str, list[dict[str, Any]]] = {"plan": [], "out_of_memory": []}
+    trainers: list[Trainer] = []
+
+    def keep_to(limit: Limit) -> None:
+        if planned:
+            trainers[0].plan = replace(limit, placement=trainers[0].plan.placement)
+        else:
+            enforce(limit, device)
+
+    def begin(trainer: Trainer, _: Path) -> None:
+        trainers.append(trainer)
+        trainer.plan = limit if planned else trainer.plan
 
     def watch(event: Event) -> None:
         if event.kind in told:
             told[event.kind].append(event.data)
         if cut and event.kind == "step" and event.data["step"] == cut[0]:
-            enforce(cut[1], device)
+            keep_to(cut[1])
 
-    job = Job(partial(train, session=session, recipe=recipe))
+    if not planned:
+        enforce(limit, device)
+    job = Job(partial(train, session=session, recipe=recipe, begun=begin))
     job.subscribe(watch)
     job.start().wait()
     if job.error:
         raise job.error
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
     records = _read_log(Path(recipe.runtime.out_dir) / recipe.run_name / "log.jsonl")
     found = {
-        "budget": str(budget),
+        "budget": "" if planned else str(limit),
         "plans": told["plan"],
         "ran_out": [each["given_up"] for each in told["out_of_memory"]],
     }
     found |= _summary(records)
     print(name, json.dumps({key: value for key, value in found.items() if key != "losses"}), flush=True)
-    del session, job
+    del session, job, trainers[:]
     gc.collect()
     torch.cuda.empty_cache()
     return found

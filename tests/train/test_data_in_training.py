@@ -56,13 +56,13 @@ def test_workers_change_nothing(session, recipe, run):
     assert len(bytes_of[0]) == 2
 
 
-@pytest.mark.parametrize(("workers", "waits"), [(2, False), (0, True)])
-def test_workers_decode_while_a_step_is_computed(session, recipe, monkeypatch, workers, waits):
-    """Decoding takes 30 ms and the rest of a step more: two workers keep up with it, and the log says so."""
+@pytest.mark.parametrize(("workers", "decode_s", "waits"), [(2, 0.03, False), (0, 0.2, True)])
+def test_workers_decode_while_a_step_is_computed(session, recipe, monkeypatch, workers, decode_s, waits):
+    """Two workers keep up with steps of 30 ms and more; where one picture takes longer than a step, the log says so."""
     plain = picture_cache.decode_picture
 
     def slow(*source):
-        time.sleep(0.03)
+        time.sleep(decode_s)
         return plain(*source)
 
     monkeypatch.setattr(picture_cache, "decode_picture", slow)
@@ -74,7 +74,7 @@ def test_workers_decode_while_a_step_is_computed(session, recipe, monkeypatch, w
     waited = sorted(json.loads(line)["data_wait_s"] for line in log if '"event"' not in line)
     assert len(waited) == 20
     if waits:
-        assert waited[1] >= 0.03  # of the last step, no picture comes after it
+        assert waited[1] >= 0.05  # of the last step, no picture comes after it
     else:
         assert waited[len(waited) // 2] < 0.003
 
@@ -123,7 +123,7 @@ def test_a_mask_weighs_the_loss(session, recipe):
         Image.fromarray(mask).save(folder / f"{index}.mask.png")
     trainer = prepare(Job(print), session, with_data(recipe, masks="file"))
     turn = draw_turn(trainer.config, recipe.train, trainer.data, 0)
-    batch = MicroBatch.of([turn], torch.device("cpu"))
+    batch = MicroBatch.of([turn]).to(torch.device("cpu"), [trainer.data.prefix_of(turn)])
     assert batch.weights.shape == (1, *turn.picture.shape[2:])
     assert (batch.weights.min(), batch.weights.max()) == (0, 1)
     x_pred = trainer.predict(batch).detach()
@@ -202,7 +202,7 @@ def test_of_a_large_parquet_only_the_present_stretch_is_held(tmp_path, tiny, mon
     for number in range(rows):
         turn = draw(number)
         seen.add(turn.sample)
-        assert turn.sample == f"row {int(turn.prefix.chunks[0].v[0, 0, 0, 0])}"
+        assert turn.sample == f"row {int(data.prefix_of(turn).chunks[0].v[0, 0, 0, 0])}"
         if number % 64 == 0:
             on_disk = sum(file.stat().st_size for file in room.folder.iterdir())
             held.append((captions.n_bytes, on_disk, dataset.table.held_bytes))

@@ -32,7 +32,7 @@ def noise_of(turn):
 
 
 def predict(trainer, turn):
-    return trainer.predict(MicroBatch.of([turn], torch.device("cpu")))
+    return trainer.predict(MicroBatch.of([turn]).to(torch.device("cpu"), [trainer.data.prefix_of(turn)]))
 
 
 def test_a_turn_depends_on_seed_draw_and_sample_alone(trainer):
@@ -57,7 +57,7 @@ def test_a_turn_is_a_picture_in_its_range_with_noise_of_its_scale(trainer):
         noise = noise_of(turn)
         assert noise.std().item() == pytest.approx(scale, rel=4 / math.sqrt(2 * noise.numel()))
         assert abs(torch.corrcoef(torch.stack([noise.flatten(), clean(turn.picture).flatten()]))[0, 1]) < 0.1
-        x0 = MicroBatch.of([turn], torch.device("cpu")).x0
+        x0 = MicroBatch.of([turn]).x0
         assert x0.min() >= -1
         assert x0.max() <= 1
         torch.testing.assert_close((x0 + 1) * 127.5, turn.picture.float(), rtol=0, atol=1e-4)
@@ -70,9 +70,9 @@ def test_captions_are_dropped_as_often_as_the_recipe_says(session, recipe, with_
     for name, share in (("text", 0.2), ("both", 0.1), ("", 0.7)):
         assert abs(dropped.count(name) / count - share) < 3 * math.sqrt(share * (1 - share) / count)
     turn = draw(trainer, dropped.index("text"))
-    assert turn.prefix is trainer.data.prefixes.unconditional
+    assert trainer.data.prefix_of(turn) is trainer.data.prefixes.unconditional
     kept = draw(trainer, dropped.index(""))
-    assert kept.prefix.chunks[-1] is trainer.data.prefixes.captions[int(kept.sample[0])].chunks[-1]
+    assert trainer.data.prefix_of(kept).chunks[-1] is trainer.data.prefixes.captions[int(kept.sample[0])].chunks[-1]
 
 
 def test_timesteps_follow_their_distribution(trainer):

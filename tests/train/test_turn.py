@@ -8,8 +8,6 @@ from u1_core.jobs import Job
 from u1_core.train.prepare import prepare
 from u1_core.train.turn import MicroBatch, clean, draw_turn
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def turns(session, recipe, with_train):
@@ -21,12 +19,11 @@ def turns(session, recipe, with_train):
 
 def test_a_micro_batch_is_its_turns_side_by_side(turns):
     pair = next(batch for batch in turns if len(batch) == 2)
-    batch = MicroBatch.of(pair, CPU)
+    batch = MicroBatch.of(pair)
     assert batch.z.shape == (2, *pair[0].picture.shape[1:])
     assert all(torch.equal(batch.z[row], turn.z[0]) for row, turn in enumerate(pair))
     assert all(torch.equal(batch.x0[row], clean(turn.picture)[0]) for row, turn in enumerate(pair))
     assert batch.t.tolist() == [turn.t.item() for turn in pair]
-    assert [prefix.tokens for prefix in batch.prefixes] == [turn.prefix.tokens for turn in pair]
     assert batch.weights is None
     assert batch.dropout_seed == pair[0].dropout_seed
 
@@ -34,7 +31,7 @@ def test_a_micro_batch_is_its_turns_side_by_side(turns):
 def test_a_picture_without_a_mask_beside_one_that_has_weighs_all_alike(turns):
     pair = next(batch for batch in turns if len(batch) == 2)
     mask = torch.zeros_like(pair[0].picture[:, 0])
-    batch = MicroBatch.of([replace(pair[0], mask=mask), pair[1]], CPU)
+    batch = MicroBatch.of([replace(pair[0], mask=mask), pair[1]])
     assert batch.weights[0].unique().tolist() == [0.0]
     assert batch.weights[1].unique().tolist() == [1.0]
 
@@ -42,4 +39,13 @@ def test_a_picture_without_a_mask_beside_one_that_has_weighs_all_alike(turns):
 def test_sizes_that_were_told_wrongly_are_refused(turns):
     first, second = turns[0][0], turns[1][0]
     with pytest.raises(U1Error, match=r"\.png is trained at \d+x\d+, and its set's width and height columns put it"):
-        MicroBatch.of([first, second], CPU)
+        MicroBatch.of([first, second])
+
+
+def test_without_page_locked_memory_a_batch_is_the_same(turns, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    batch, pinned = MicroBatch.of(turns[0]), MicroBatch.of(turns[0], pin=True)
+    assert torch.equal(batch.z, pinned.z)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from u1_core.train.objective import flow_losses
 from u1_core.train.optimizers import averaged_weights, restore_state
 from u1_core.train.recipe import Recipe
 from u1_core.train.schedule import lr_factor
-from u1_core.train.turn import MicroBatch, TrainingSet, Turn, draw_turn
+from u1_core.train.turn import MicroBatch, TrainingSet, draw_turn
 
 Record = dict[str, Any]
 """One line of the log."""
@@ -61,7 +62,10 @@ class Trainer:
         self.updating = False
         """Whether the weights are between two states: what is seen then belongs to no step."""
         self._device = base.norm.device
-        self._ahead: dict[int, Turn] = {}
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="u1-draws")
+        self._ahead: dict[int, Future[MicroBatch]] = {}
+        """Micro-batches by number, drawn while the card is busy with those before them."""
+        self._waited_s = 0.0
 
     def step(self, number: int) -> list[Record]:
         """Step `number`, from 1: the mean gradient over `grad_accum` micro-batches' pictures, then one update.
@@ -70,7 +74,7 @@ class Trainer:
         and the weights are as they were. So they are, and all else, if memory runs out before the update has begun
         (torch.OutOfMemoryError): the step can be taken again. If it does in the update, `updating` stays true.
         """
-        started, waited = time.perf_counter(), self.data.pictures.waited_s
+        started, self._waited_s = time.perf_counter(), 0.0
         self._forget_peak()
         try:
             records = [{"step": number, **record} for record in self._add_gradients(number)]
@@ -81,11 +85,12 @@ class Trainer:
                 self._update()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+            self._finish_drawing()
         shared = {
             "lr": lr,
             "grad_norm": grad_norm,
             "seconds": time.perf_counter() - started,
-            "data_wait_s": self.data.pictures.waited_s - waited,
+            "data_wait_s": self._waited_s,
             **self._peak(),
             **({"skipped": skipped} if skipped else {}),
         }
@@ -137,14 +142,13 @@ class Trainer:
 
     def _add_group(self, leaves: Mapping[int, Mapping[str, Tensor]], pictures: int) -> list[Record]:
         """Micro-batches, by number with weights of their own, taken through the layers together."""
-        batches = [MicroBatch.of([self._turn(d) for d in self.data.order.draws(n)], self._device) for n in leaves]
+        batches = [self._batch(number) for number in leaves]
+        self._draw_ahead(max(leaves) + 1)
         # Backward begins with what went in last: so gradients come in the order in which they are to be added.
         passes = [self._pass(batch, own) for batch, own in zip(batches, leaves.values(), strict=True)]
         outputs = generation_passes(self.config, self.base, passes[::-1], self.plan.kept)[::-1]
         losses = [self._losses(batch, x_pred) for batch, x_pred in zip(batches, outputs, strict=True)]
         (torch.cat(losses).sum() / pictures).backward()
-        # The card is busy with the above until `tolist` waits for it: time to draw what comes next on the CPU.
-        self._draw_ahead(max(leaves) + 1)
         return [
             record
             for batch, x_pred, loss in zip(batches, outputs, losses, strict=True)
@@ -184,14 +188,27 @@ class Trainer:
             for row, (turn, loss) in enumerate(zip(batch.turns, losses.tolist(), strict=True))
         ]
 
-    def _turn(self, draw: int) -> Turn:
-        ahead = self._ahead.pop(draw, None)
-        return ahead or draw_turn(self.config, self.recipe.train, self.data, draw)
+    def _batch(self, number: int) -> MicroBatch:
+        """A micro-batch of the run, on the device."""
+        started = time.perf_counter()
+        drawn = (self._ahead.pop(number, None) or self._drawing.submit(self._draw, number)).result()
+        self._waited_s += time.perf_counter() - started
+        return drawn.to(self._device, [self.data.prefix_of(turn) for turn in drawn.turns])
 
-    def _draw_ahead(self, batch: int) -> None:
-        """Draw the turns of the next micro-batches, from number `batch` on: as many as go together."""
-        draws = [draw for n in range(batch, batch + self.plan.together) for draw in self.data.order.draws(n)]
-        self._ahead = {draw: self._turn(draw) for draw in draws}
+    def _finish_drawing(self) -> None:
+        """Nobody draws between steps, when others may look at the pictures."""
+        started = time.perf_counter()
+        wait(self._ahead.values())
+        self._waited_s += time.perf_counter() - started
+
+    def _draw(self, number: int) -> MicroBatch:
+        turns = [draw_turn(self.config, self.recipe.train, self.data, draw) for draw in self.data.order.draws(number)]
+        return MicroBatch.of(turns, pin=self._device.type == "cuda")
+
+    def _draw_ahead(self, first: int) -> None:
+        """Have the next micro-batches drawn, from number `first` on: as many as go together."""
+        numbers = range(first, first + self.plan.together)
+        self._ahead = {n: self._ahead.get(n) or self._drawing.submit(self._draw, n) for n in numbers}
 
     def _set_lr(self, step: int) -> float:
         """Give every group its learning rate at this step. Returns the first's."""

@@ -1,7 +1,8 @@
 """What a step is computed from: turns, each a picture with all that is drawn for it, and micro-batches of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,12 +36,20 @@ class TrainingSet:
         """The numbers of the samples whose turns come after `draw`, as far as they are shuffled among each other."""
         return map(self.number_at, range(draw + 1, draw + WINDOW))
 
+    def prefix_of(self, turn: "Turn") -> PrefixKV:
+        """What the turn's picture is seen with, where it rests. It may have to be built first."""
+        if turn.dropped:
+            return self.prefixes.unconditional
+        return self.prefixes.captions.fetch(turn.number, self.after(turn.draw))
+
 
 @dataclass(frozen=True)
 class Turn:
-    """One picture's turn: all that its loss depends on besides the weights. t = 1 is clean, t = 0 is noise."""
+    """One picture's turn: all that its loss depends on besides weights and prefix. t = 1 is clean, t = 0 is noise."""
 
     draw: int
+    number: int
+    """The sample's."""
     sample: str
     picture: Tensor
     """(1, 3, H, W), uint8."""
@@ -50,7 +59,6 @@ class Turn:
     """The noisy picture t * x0 + (1 - t) * noise: (1, 3, H, W), fp32."""
     t: Tensor
     """(1,), fp32."""
-    prefix: PrefixKV
     dropped: str
     """Which dropout took the caption away: "text", "both", or nothing."""
     dropout_seed: int
@@ -61,9 +69,9 @@ class Turn:
 
 
 def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> Turn:
-    """The turn numbered `draw`, counted from 0 over the run, on the CPU (its prefix is where it rests).
+    """The turn numbered `draw`, counted from 0 over the run, on the CPU.
 
-    It depends on the seed, `draw` and the sample alone.
+    It depends on the seed, `draw` and the sample alone. Any thread may draw, one at a time.
     """
     index = data.number_at(draw)
     sample = data.samples[index].id
@@ -80,12 +88,12 @@ def draw_turn(config: U1Config, train: Train, data: TrainingSet, draw: int) -> T
     dropped = _dropout_at(train, torch.rand((), generator=drawn_for("condition")).item())
     return Turn(
         draw=draw,
+        number=index,
         sample=sample,
         picture=picture,
         mask=None if fetched.mask is None else fetched.mask[None],
         z=torch.lerp(noise, clean(picture), t),
         t=t,
-        prefix=data.prefixes.unconditional if dropped else data.prefixes.captions.fetch(index, data.after(draw)),
         dropped=dropped,
         dropout_seed=seed_for(train.seed, draw, sample, "dropout"),
     )
@@ -105,41 +113,70 @@ def _dropout_at(train: Train, u: float) -> str:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Turns of pictures of one size, which go through the model together, on the device."""
+    """Turns of pictures of one size, which go through the model together."""
 
     turns: Sequence[Turn]
-    x0: Tensor
-    """The clean pictures in [-1, 1]: (B, 3, H, W), fp32."""
+    pictures: Tensor
+    """(B, 3, H, W), uint8."""
     z: Tensor
-    """The noisy ones: (B, 3, H, W), fp32."""
+    """The noisy pictures: (B, 3, H, W), fp32."""
     t: Tensor
     """(B,), fp32."""
-    weights: Tensor | None
-    """The masks as fp32, (B, H, W), where any of the pictures has one."""
-    prefixes: Sequence[PrefixKV]
+    masks: Tensor | None
+    """(B, H, W), uint8, where any of the pictures has one."""
+    prefixes: Sequence[PrefixKV] = ()
+    """One for each picture, once it is on the device."""
 
     @classmethod
-    def of(cls, turns: Sequence[Turn], device: torch.device) -> "MicroBatch":
-        """Raises U1Error if the pictures are of different sizes after all."""
+    def of(cls, turns: Sequence[Turn], pin: bool = False) -> "MicroBatch":
+        """On the CPU; with `pin` in page-locked memory if there is some. Raises U1Error if the pictures are of different sizes."""
         _refuse_other_sizes(turns)
-        moved: dict[int, KVChunk] = {}
         masks = [turn.mask for turn in turns]
         if weighed := any(mask is not None for mask in masks):
             full = torch.full_like(turns[0].picture[:, 0], 255)
             masks = [full if mask is None else mask for mask in masks]
+
+        def joined(tensors: Sequence[Tensor]) -> Tensor:
+            whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            return _pinned(whole) if pin else whole
+
         return cls(
             turns=turns,
-            x0=clean(torch.cat([turn.picture for turn in turns]).to(device)),
-            z=torch.cat([turn.z for turn in turns]).to(device),
-            t=torch.cat([turn.t for turn in turns]).to(device),
-            weights=torch.cat(masks).to(device).float() / 255 if weighed else None,
-            prefixes=[move_prefix(turn.prefix, device, moved) for turn in turns],
+            pictures=joined([turn.picture for turn in turns]),
+            z=joined([turn.z for turn in turns]),
+            t=joined([turn.t for turn in turns]),
+            masks=joined(masks) if weighed else None,
         )
+
+    def to(self, device: torch.device, prefixes: Sequence[PrefixKV]) -> "MicroBatch":
+        """There, with the prefixes of its pictures. The host does not wait for what is page-locked."""
+        chunks: dict[int, KVChunk] = {}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("pictures", "z", "t")}
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return replace(self, **moved, masks=masks, prefixes=[move_prefix(each, device, chunks) for each in prefixes])
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The clean pictures in [-1, 1]: (B, 3, H, W), fp32."""
+        return clean(self.pictures)
+
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """The masks as fp32, (B, H, W)."""
+        return None if self.masks is None else self.masks.float() / 255
 
     @property
     def dropout_seed(self) -> int:
         """What a LoRA's dropout is drawn from, for all of them together: the first one's seed."""
         return self.turns[0].dropout_seed
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """In page-locked memory; as it is, which costs time only, where the system has no more of that to give."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        return tensor
 
 
 def _refuse_other_sizes(turns: Sequence[Turn]) -> None:
