@@ -129,7 +129,7 @@ class MicroBatch:
 
     @classmethod
     def of(cls, turns: Sequence[Turn], pin: bool = False) -> "MicroBatch":
-        """On the CPU; with `pin` in page-locked memory if there is some. Raises U1Error if the pictures are of different sizes."""
+        """On the CPU; with `pin` page-locked if it may be. Raises U1Error if the pictures are of different sizes."""
         _refuse_other_sizes(turns)
         masks = [turn.mask for turn in turns]
         if weighed := any(mask is not None for mask in masks):
