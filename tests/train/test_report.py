@@ -52,7 +52,9 @@ def folder(tmp_path):
     (run / "previews").mkdir(parents=True)
     recipe = Recipe(run_name="my & run", train=Train(steps=STEPS, cond_dropout_text=0.1))
     (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (run / "manifest.json").write_text('{"torch": "2.8", "pictures": {"a": {"x": 1}}}', encoding="utf-8")
+    files = {"a.safetensors": {"bytes": 9, "sha256": "ab" * 32}, "b.safetensors": {"bytes": 9, "sha256": None}}
+    manifest = {"torch": "2.8", "pictures": {"a": {"x": 1}}, "model": {"kind": "u1", "files": files}, "plan": {"x": 1}}
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     records = [validation_record(0)]
     for step in range(1, STEPS + 1):
         records.append(picture_record(step))
@@ -157,6 +159,33 @@ def test_skipped_steps_and_returns_are_told_and_spoil_no_curve(folder):
     assert "step 61: went back to step 40 with the learning rate at 0.5 of the recipe's: loss nan" in texts
     assert "steps skipped: 1, the last at step 61: loss nan" in texts
     assert not re.search(r"\bnan\b", re.sub(r"loss nan", "", html))
+
+
+def test_the_plan_and_shortages_are_told_with_what_was_measured(folder):
+    plan = {"resident": 12, "slots": 3, "kept": {"input": 30, "all": 12}, "together": 1, "steps": 50}
+    plan |= {"predicted_seconds": 0.5, "predicted_bytes": 8 * 2**30}
+    records = [
+        {"event": "plan", "step": 0, **plan},
+        {"event": "out_of_memory", "step": 9, "message": "memory ran out in step 10"},
+        {"event": "measured", "step": 60, **plan, "seconds": 0.55, "reserved_bytes": 7 * 2**30},
+    ]
+    log = folder / "log.jsonl"
+    kept = log.read_text(encoding="utf-8").rpartition("\n")[0]
+    log.write_text("\n".join([kept, *map(json.dumps, records)]) + "\n", encoding="utf-8")
+    texts = Reader(write_report(folder).read_text(encoding="utf-8")).texts
+    assert "memory ran out in step 10" in texts
+    place = texts.index("The plan")
+    assert texts[place + 1 : place + 10] == [
+        "predicted", "measured", "a step", "0.50 s", "0.55 s", "memory reserved", "8.0 GiB", "7.0 GiB",
+        "12 layers on the card, 3 slots for the others; of activations, 30 keep input, 12 keep all",
+    ]  # fmt: skip
+
+
+def test_model_files_are_told_by_their_hashes(folder):
+    texts = Reader(write_report(folder).read_text(encoding="utf-8")).texts
+    assert texts[texts.index("a.safetensors") + 1] == "SHA-256 abababababababab…"
+    assert texts[texts.index("b.safetensors") + 1] == "not hashed"
+    assert "plan x" not in texts
 
 
 def test_memorising_is_pointed_out(folder):

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Manifest:
             return
 
     def _write(self) -> None:
-        self._hashes.save()
+        with suppress(U1Error):  # it only spares later runs some reading
+            self._hashes.save()
         with replacing(self._path, overwrite=True) as file:
             file.write(json.dumps(self._facts, indent=1, ensure_ascii=False).encode("utf-8"))
 

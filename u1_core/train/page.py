@@ -38,7 +38,9 @@ p{margin:.4rem 0}
 .warnings ul{margin:.3rem 0 0;padding-left:1.2rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.3rem .5rem;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
+th:first-child,td:first-child{text-align:left;overflow-wrap:break-word;min-width:7rem}
+th,td:not(:first-child){white-space:nowrap}
+.table+h3{margin-top:1.2rem}
 th{color:var(--soft);font-weight:500}
 .scroll{overflow-x:auto}
 .strip{display:flex;gap:.75rem;overflow-x:auto;padding-bottom:.5rem}
@@ -52,6 +54,7 @@ pre{overflow-x:auto;font:.85rem/1.45 ui-monospace,monospace;background:var(--car
 border-radius:.6rem;padding:1rem;margin:.6rem 0;columns:26rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--soft);font:11px system-ui,sans-serif}
+@media(max-width:36rem){svg text{font-size:16px}}
 svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--soft)}
 svg .level{stroke:var(--soft);stroke-dasharray:5 4}
 svg .line{fill:none;stroke-width:2;stroke-linejoin:round}
@@ -111,12 +114,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table whose first column is words and the others are numbers."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll table"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def figure(path: Path, caption: str, link: str = "", base: bool = False) -> str:
     """A picture embedded small; `link` leads to the whole one beside the page."""
-    image = f'<img src="{thumbnail(path)}" alt="{escape(caption)}" loading="lazy">'
+    image = f'<img src="{thumbnail(path)}" alt="{escape(caption)}">'
     image = f'<a href="{quote(link)}">{image}</a>' if link else image
     return f"<figure{' class=base' if base else ''}>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 

@@ -13,6 +13,7 @@ from PIL import Image
 from u1_core.train.charts import Series, histogram, line_chart, smoothed
 from u1_core.train.page import card, cards, figure, page, section, table, tiles
 from u1_core.train.recipe_file import dump_recipe
+from u1_core.train.report_warnings import warnings_of
 from u1_core.train.rng import generator
 from u1_core.train.run_log import Record, RunLog, read_run
 from u1_core.train.timesteps import draw_timesteps
@@ -26,8 +27,6 @@ T_EPS = 0.05
 EXPECTED_DRAWS = 200_000
 SHOWN_PREVIEWS = 8
 """Steps in the strip; the folder has them all."""
-SLOW_DATA = 0.2
-"""Share of the time waited for pictures above which the report warns."""
 
 
 def write_report(folder: Path) -> Path:
@@ -129,43 +128,8 @@ def _figures(run: RunLog) -> dict[str, str]:
 
 
 def _warnings(run: RunLog) -> str:
-    found = [record["message"] for record in run.of("warning")]
-    found += [
-        f"step {record['step']}: preview failed: {record['failed']}"
-        for record in run.of("preview")
-        if "failed" in record
-    ]
-    found += [
-        f"step {record['from_step']}: went back to step {record['step']} with the learning rate at "
-        f"{record['lr_scale']:g} of the recipe's: {record['reason']}"
-        for record in run.of("rollback")
-    ]
-    if skipped := [record for record in run.steps if record.get("skipped")]:
-        last = skipped[-1]
-        found.append(f"steps skipped: {len(skipped)}, the last at step {last['step']}: {last['skipped']}")
-    waited = sum(wait for _, wait in run.curve("data_wait_s"))
-    spent = sum(record["seconds"] for record in run.steps)
-    if spent and waited / spent > SLOW_DATA:
-        found.append(
-            f"{waited / spent:.0%} of the time went by waiting for pictures; raise data.workers or data.cache_mb"
-        )
-    if validations := run.validations:
-        share = validations[-1][judged_by(validations[-1])]["x0"]
-        if len(validations) > 1 and share["high"] > 100:
-            found.append("after all these steps the model is not surely better than the base: its band reaches 100 %")
-        looks = [(record["step"], record["held_out"]["x0"]) for record in validations if "held_out" in record]
-        step, best = min(looks, key=lambda look: look[1]["percent"], default=(0, None))
-        if best and share["percent"] > best["high"]:
-            found.append(
-                f"held-out pictures were best at step {step:,} ({best['percent']:.1f} %) and have been getting worse: "
-                "what came later is memorised; use a checkpoint from around there"
-            )
-        if "held_out" not in validations[-1]:
-            found.append("no picture was held out, so memorising cannot be told (validation.split, or more pictures)")
-    if not found:
-        return ""
-    items = "".join(f"<li>{escape(one)}</li>" for one in dict.fromkeys(found))
-    return f'<div class="warnings"><b>Worth knowing</b><ul>{items}</ul></div>'
+    items = "".join(f"<li>{escape(one)}</li>" for one in warnings_of(run))
+    return f'<div class="warnings"><b>Worth knowing</b><ul>{items}</ul></div>' if items else ""
 
 
 def _validation(run: RunLog) -> str:
@@ -252,8 +216,12 @@ def _draws(run: RunLog) -> str:
     sizes = [[size, f"{count:,}", f"{count / total:.1%}"] for size, count in run.counts("bucket").most_common(12)]
     return cards(
         card("Timesteps", bars, f"{train.t_dist}; 0 is noise, 1 the picture"),
-        card("Dropout of the condition", table(["", "pictures", "share", "asked for"], rows)),
-        card("Sizes", table(["", "pictures", "share"], sizes)),
+        card(
+            "Dropout of the condition",
+            table(["", "pictures", "share", "asked for"], rows)
+            + "<h3>Sizes</h3>"
+            + table(["", "pictures", "share"], sizes),
+        ),
     )
 
 
@@ -267,7 +235,28 @@ def _machine(run: RunLog) -> str:
         card("Seconds a step", line_chart([seconds, waits], "step", "s", from_zero=True)),
         card("Memory in use at most", line_chart([Series("", memory)], "step", "GiB", from_zero=True)),
         card("Where the time went", table(["", "time", "share"], spent)),
+        card("The plan", _plan(run)),
     )
+
+
+def _plan(run: RunLog) -> str:
+    """How a step was run, and what it was predicted to take; nothing on a CPU, where there is nothing to plan."""
+    told = [*run.of("plan"), *run.of("measured")]
+    if not told:
+        return ""
+    last = told[-1]
+    measured = "seconds" in last
+    rows = [
+        ["a step", _seconds(last["predicted_seconds"]), _seconds(last["seconds"]) if measured else "–"],
+        [
+            "memory reserved",
+            f"{last['predicted_bytes'] / 2**30:.1f} GiB",
+            f"{last['reserved_bytes'] / 2**30:.1f} GiB" if measured else "–",
+        ],
+    ]
+    kept = ", ".join(f"{count} keep {name}" for name, count in last["kept"].items())
+    placed = f"{last['resident']} layers on the card, {last['slots']} slots for the others; of activations, {kept}"
+    return table(["", "predicted", "measured"], rows) + f'<p class="soft">{escape(placed)}</p>'
 
 
 def _time_spent(run: RunLog) -> list[list[str]]:
@@ -286,8 +275,12 @@ def _time_spent(run: RunLog) -> list[list[str]]:
 def _manifest(run: RunLog) -> str:
     rows = []
     for part, facts in run.manifest.items():
+        if part == "plan":  # it is told with the time and memory that it took
+            continue
         inner = {f"{part} {key}": value for key, value in facts.items()} if isinstance(facts, dict) else {part: facts}
         rows += [[key, _shown(value)] for key, value in inner.items()]
+    for name, file in run.manifest.get("model", {}).get("files", {}).items():
+        rows.append([name, f"SHA-256 {file['sha256'][:16]}…" if file["sha256"] else "not hashed"])
     return card("manifest.json", table(["", ""], rows)) if rows else ""
 
 
