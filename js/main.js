@@ -19,6 +19,7 @@ function addPanel(node) {
   widget.serialize = false;
   const show = (run) => {
     node.properties[PROPERTY] = run;
+    keepCanvas();
     panel.show(run);
   };
   const executed = node.onExecuted;
@@ -39,6 +40,12 @@ function addPanel(node) {
   };
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, PANEL_SIZE[0]), height]);
+}
+
+/** Have the frontend keep the canvas as it is now for a reload: by itself it does so after what the user does. */
+function keepCanvas() {
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
 function renderRuns(container) {

@@ -78,6 +78,8 @@ export function makePanel() {
   const unwatch = watch((changed) => changed === id && renderSoon());
   const resized = new ResizeObserver(renderSoon);
   resized.observe(canvas);
+  const recoloured = new MutationObserver(renderSoon); // a canvas keeps the colours it was drawn in
+  for (const page of [document.documentElement, document.body]) recoloured.observe(page, { attributeFilter: ["class", "style"] });
   return {
     element,
     async show(next) {
@@ -97,6 +99,7 @@ export function makePanel() {
       cancelAnimationFrame(due);
       unwatch();
       resized.disconnect();
+      recoloured.disconnect();
     },
   };
 }

@@ -43,6 +43,7 @@ export function makePreviews() {
       button.setAttribute("aria-selected", number === place());
       button.tabIndex = number === place() ? 0 : -1;
     });
+    if (chosen < 0 && !strip.matches(":hover, :focus-within")) strip.scrollLeft = strip.scrollWidth;
     fill(pictures, [look], () => {
       const figures = look.files.map((name, number) => {
         const figure = document.createElement("figure");
@@ -64,9 +65,7 @@ export function makePreviews() {
     const key = JSON.stringify([shown.id, looks]);
     if (parent.dataset.key === key) return;
     parent.dataset.key = key;
-    const atEnd = parent.scrollLeft + parent.clientWidth >= parent.scrollWidth - 4;
     parent.replaceChildren(...looks.map(make));
-    if (atEnd) parent.scrollLeft = parent.scrollWidth;
   }
 
   const picture = (name, alt) => Object.assign(new Image(), { src: previewUrl(shown.id, name), alt, loading: "lazy" });
