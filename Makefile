@@ -1,5 +1,5 @@
 # Two commands do everything on a bare machine with Python 3.11 or newer, in this checkout's own .venv:
-#   make demo   train a tiny U1 on photographs and sample with what it learned
+#   make demo   train a style on U1-nano, draw with and without it, and show it all on a page
 #   make test   all tests, lint and format check
 # Windows: the same steps for PowerShell stand in README.md.
 
@@ -10,7 +10,7 @@ READY := .venv/.ready
 .PHONY: demo test clean
 
 demo: $(READY)
-	$(BIN)/python tools/demo.py
+	$(BIN)/python -m tools.demo
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -1,58 +1,46 @@
-"""The demo's own parts: its photographs, its figures, its pictures. The chain that it runs has tests of its own."""
+"""The demo's own parts: folders, figures, goals. What it trains on and measures has tests in tests/nano."""
 
-import importlib.util
-import json
-from pathlib import Path
-
+import numpy as np
 import pytest
 from PIL import Image
 
-from u1_core.data.buckets import bucket_for
-from u1_core.train.recipe_file import parse_recipe
-
-FILE = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import demo
+from tools.nano.style_measures import StyleMeasures
+from u1_core.train.recipe import Recipe
+from u1_core.train.run_log import RunLog
 
 
-def test_photographs_are_at_least_eight_of_several_shapes_and_captioned(demo, tmp_path):
-    paths = demo.write_photographs(tmp_path / "photographs")
-    assert len(paths) >= 8
-    sizes = [Image.open(path).size for path in paths]
-    assert len({bucket_for(*size, demo.PIXELS, 8) for size in sizes}) >= 3
-    for path in paths:
-        assert path.with_suffix(".txt").read_text(encoding="utf-8").strip() == demo.PHOTOGRAPHS[path.name]
+def run_with(losses, folder) -> RunLog:
+    return RunLog(folder, Recipe(), [{"step": n, "loss": loss} for n, loss in enumerate(losses, 1)], [], {})
 
 
-def test_recipe_is_one_that_train_takes(demo):
-    recipe = parse_recipe(demo.RECIPE.format(photographs="p", pixels=demo.PIXELS, trigger=demo.TRIGGER, runs="r"), "it")
-    assert (recipe.run_name, recipe.data.cap_max_pixels, recipe.style.trigger) == ("demo", 4096, "demo photograph")
-
-
-def test_each_run_gets_a_folder_of_its_own(demo, tmp_path):
+def test_each_run_gets_a_folder_of_its_own(tmp_path):
     assert [demo.new_folder(tmp_path / "demo").name for _ in range(3)] == ["1", "2", "3"]
 
 
-def test_tenths_are_means_over_the_ends_of_the_log(demo, tmp_path):
-    log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"step": n, "loss": 40 - n}) + "\n" for n in range(40)), encoding="utf-8")
-    losses = demo.read_losses(log)
-    assert len(losses) == 40
-    assert demo.first_and_last_tenth(losses) == ((40 + 39 + 38 + 37) / 4, (4 + 3 + 2 + 1) / 4)
+def test_tenths_are_means_over_the_ends_of_the_log():
+    assert demo.first_and_last_tenth([40.0 - n for n in range(40)]) == ((40 + 39 + 38 + 37) / 4, (4 + 3 + 2 + 1) / 4)
 
 
-def test_loss_plot_and_contact_sheet_are_pictures(demo, tmp_path):
-    demo.plot_losses([1 / n for n in range(1, 31)], tmp_path / "loss.png")
-    rows = {"wide": [Image.new("RGB", (64, 32), "red")] * 2, "square": [Image.new("RGB", (48, 48), "blue")] * 2}
-    demo.contact_sheet(rows, tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "loss.png").size == (1200, 675)
-    sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
-    assert sheet.size == (540, 570)
-    colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
-    assert {(255, 0, 0), (0, 0, 255)} <= colours
+@pytest.mark.parametrize(
+    ("last_loss", "measures", "missed"),
+    [
+        (0.5, StyleMeasures(0.85, 0.1, 0.9, 1.0), 0),
+        (0.5, StyleMeasures(0.61, -0.05, 0.81, 0.1), 0),
+        (0.7, StyleMeasures(0.85, 0.1, 0.9, 1.0), 1),
+        (0.5, StyleMeasures(0.59, 0.26, 0.79, 1.0), 3),
+    ],
+)
+def test_goals_are_told_and_judged(last_loss, measures, missed, tmp_path, capsys):
+    reached = demo.tell(run_with([1.0] * 10 + [0.8] * 80 + [last_loss] * 10, tmp_path), measures)
+    said = capsys.readouterr().out
+    assert reached == (missed == 0)
+    assert said.count("MISSED") == missed
+    assert f"ratio {last_loss:.3f}, to be at most 0.6" in said
+    assert f"leakage {measures.leakage:.0%}, to be at most 25%" in said
+
+
+def test_pictures_are_saved_by_name_and_number(tmp_path):
+    demo.save_pictures({"base_8": [np.full((8, 8, 3), level, np.uint8) for level in (1, 2)]}, tmp_path / "drawn")
+    assert [path.name for path in sorted((tmp_path / "drawn").iterdir())] == ["base_8_0.png", "base_8_1.png"]
+    assert np.asarray(Image.open(tmp_path / "drawn" / "base_8_1.png")).max() == 2
