@@ -7,7 +7,12 @@ import torch
 
 from u1_core import nano
 from u1_core.lora.adapter import Adapter, LoraModule
+from u1_core.model.config import U1Config
+from u1_core.sample.guidance import Guidance
+from u1_core.sample.settings import SampleSettings
+from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
+from u1_core.weights.placement import Placement
 from u1_core.workflow.parking import Parking, tensors_in
 
 
@@ -68,3 +73,19 @@ def test_a_session_that_is_gone_holds_nothing():
     parking = Parking(session)
     del session
     assert parking.device_bytes == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: there is no CUDA card here")
+def test_a_card_gets_its_memory_and_draws_the_same_picture_afterwards():
+    session = Session.open(nano.MODEL, "cuda", placement=Placement.spread(nano_layers(), 2, slots=2))
+    settings = SampleSettings(192, 192, steps=2, guidance=Guidance(1.0))
+    drawn = text_to_image(session, "a red house", settings).pictures
+    parking, before = Parking(session), torch.cuda.memory_allocated()
+    freed = parking.park(float("inf"))
+    assert before - torch.cuda.memory_allocated() >= freed > 0
+    parking.bring_back()
+    assert text_to_image(session, "a red house", settings).pictures.equal(drawn)
+
+
+def nano_layers() -> int:
+    return U1Config.from_file(nano.MODEL / "config.json").layers
