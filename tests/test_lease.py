@@ -101,3 +101,21 @@ def test_who_holds_it_is_not_asked_again():
     with lease, lease:
         pass
     assert asked == [1]
+
+
+def test_who_waits_can_be_told_to_give_up_and_keeps_nobody_from_it():
+    lease, asked = Lease(), []
+
+    def cancelled() -> None:
+        asked.append(1)
+        raise InterruptedError
+
+    def wait() -> None:
+        with lease.held(cancelled):
+            raise AssertionError("it was not free")
+
+    with lease, ThreadPoolExecutor(1) as other, pytest.raises(InterruptedError):
+        other.submit(wait).result(10)
+    assert asked == [1]
+    with lease.held(cancelled):
+        assert asked == [1]

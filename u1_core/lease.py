@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-WAIT_S = 0.02
+WAIT_S, CHECK_S = 0.02, 0.1
 
 
 class Lease:
@@ -26,10 +26,11 @@ class Lease:
         self._owner: int | None = None
         self._depth = 0
 
-    def acquire(self) -> None:
-        """Wait for this thread's turn, and until the device is ready for it."""
+    def acquire(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for this thread's turn, and until the device is ready for it. `check` is called a few times a second
+        while waiting; what it raises ends the wait."""
         while True:
-            self._take()
+            self._take(check)
             try:
                 ready = self._depth > 1 or self.ready()
             except BaseException:
@@ -39,6 +40,7 @@ class Lease:
                 return
             self.release()
             time.sleep(WAIT_S)
+            check()
 
     def release(self) -> None:
         """Hand the lease on. Only its holder may."""
@@ -49,6 +51,15 @@ class Lease:
             if self._depth == 0:
                 self._owner = None
                 self._changed.notify_all()
+
+    @contextmanager
+    def held(self, check: Callable[[], None]) -> Iterator[None]:
+        """As `with lease: …`, for who may be told to give up waiting."""
+        self.acquire(check)
+        try:
+            yield
+        finally:
+            self.release()
 
     @contextmanager
     def as_it_is(self) -> Iterator[None]:
@@ -68,16 +79,20 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _take(self) -> None:
+    def _take(self, check: Callable[[], None] = lambda: None) -> None:
         me = threading.get_ident()
         with self._changed:
             if self._owner != me:
                 ticket = object()
                 self._queue.append(ticket)
                 try:
-                    self._changed.wait_for(lambda: self._owner is None and self._queue[0] is ticket)
+                    while not self._changed.wait_for(lambda: self._is_free_for(ticket), CHECK_S):
+                        check()
                     self._owner = me
                 finally:
                     self._queue.remove(ticket)
                     self._changed.notify_all()
             self._depth += 1
+
+    def _is_free_for(self, ticket: object) -> bool:
+        return self._owner is None and self._queue[0] is ticket

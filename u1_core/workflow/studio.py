@@ -137,7 +137,7 @@ class Studio:
         """The session with the model's LoRAs in effect, its weights on the device, and its lease held."""
         session = self.session(model)
         self.host.make_room(session)
-        with self.watched(watch), session.lease:
+        with self.watched(watch), session.lease.held(watch.check):
             watch.check()
             folded = [lora for lora in model.loras if lora.folded and session not in self.runs.sessions()]
             session.fold([self.adapter(lora) for lora in folded])
