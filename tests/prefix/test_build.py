@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -273,3 +274,22 @@ def test_what_opens_with_a_head(tiny, sequence, words, random_picture):
     ]
     assert [opens_with(each, [1, 2]) for each in prompts] == [True, False, False, True, False, False]
     assert not opens_with(prompts[0], [])
+
+
+def test_a_layer_is_let_go_before_the_next_is_asked_for(tiny, sequence, words):
+    """So that memory holds it and the one that is read meanwhile, and no third."""
+
+    class Watched(CountedLayers):
+        last = None
+
+        def __getitem__(self, index):
+            assert self.last is None or self.last() is None
+            found = super().__getitem__(index)
+            layer = replace(found, qkv=found.qkv.clone())
+            self.last = weakref.ref(layer.qkv)
+            return layer
+
+    model = tiny("u1")
+    weights = replace(model.understanding, layers=Watched(model.understanding.layers))
+    blocks, head = blocks_with_a_head(sequence, words, model.config)
+    assert len(build_blocks(model.config, weights, blocks, head)) == 3

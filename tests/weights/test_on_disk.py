@@ -1,4 +1,5 @@
 import random
+import weakref
 
 import pytest
 import torch
@@ -62,16 +63,21 @@ def test_the_next_layer_is_read_ahead_and_each_once(reads):
     assert [index for index in reads.layers[3:] if index != 1] == [0, 2]
 
 
-def test_two_layers_of_host_memory_take_turns_and_go_at_the_end(reads):
+def test_nothing_is_kept_or_read_ahead_after_the_last_layer(reads):
+    layers = LayersOnDisk(reads, UNDERSTANDING, "cpu", torch.float32)
+    held = [weakref.ref(layer.qkv) for layer in layers]
+    assert layers._next is None
+    assert [layer() for layer in held] == [None] * 3
+
+
+def test_another_source_is_read_from_at_once(reads, models):
+    """Also where the layer that is due was read ahead from the one before."""
     layers = LayersOnDisk(reads, UNDERSTANDING, "cpu", torch.float32)
     layers[0]
-    first = layers._spare.data_ptr()
-    layers[1]
-    assert layers._next[1].result().data_ptr() == first
-    assert layers._spare.data_ptr() != first
-    layers[2]
-    assert layers._spare is None
-    assert layers._next is None
+    layers._next[1].result()
+    other = Snapshot.open(models["u1.5"])
+    layers.rewrite(other, set())
+    assert right(other, UNDERSTANDING, 1, layers[1])
 
 
 def test_a_failure_is_told_when_its_layer_is_due_and_not_for_good(reads):

@@ -177,6 +177,7 @@ def _run(
         pasts = [[(head.chunk.k[index], head.chunk.v[index])] for head in heads]
         for group in following:
             group.run_layer(config, index, view, pasts, terms)
+        del view  # its memory is for the layer after the next
 
 
 def _joined(tail: _Piece, heads: list[_Piece]) -> PrefixKV:

@@ -52,8 +52,8 @@ class PrefixFolder:
 
     def write(self, key: str, chunks: Sequence[KVChunk]) -> None:
         """Keep these, numbered from 0, in place of what the key stood for. Raises U1Error if the disk will not."""
-        tensors = {f"{i}.{name}": getattr(chunk, name) for i, chunk in enumerate(chunks) for name in ("k", "v")}
-        checksums = {name: zlib.crc32(_bytes_of(tensor.cpu())) for name, tensor in tensors.items()}
+        tensors = {f"{i}.{name}": getattr(chunk, name).cpu() for i, chunk in enumerate(chunks) for name in ("k", "v")}
+        checksums = {name: zlib.crc32(_bytes_of(tensor)) for name, tensor in tensors.items()}
         write_safetensors(self.path / f"{key}.safetensors", tensors, {CHECKSUMS: json.dumps(checksums)}, overwrite=True)
         self._trim()
 

@@ -26,7 +26,7 @@ KEY_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What single files made for ComfyUI put before every key."""
 
 READ_BYTES = 16 * 2**20
-"""Tensors that are not wanted as they are stored pass through memory of this size."""
+"""Tensors that are wanted in another dtype or on a card pass through memory of this size."""
 
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _FINGERPRINT_SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -98,7 +98,9 @@ class Snapshot:
             self._files.read_bytes(entry, 0, _bytes_of(place))
         else:
             elements = READ_BYTES // entry.dtype.itemsize
-            piece = torch.empty(min(elements, place.numel()), dtype=entry.dtype)
+            # Page-locked, a card fetches it at once; 16 MiB a reader, which PyTorch keeps for the next time.
+            on_card = place.device.type == "cuda"
+            piece = torch.empty(min(elements, place.numel()), dtype=entry.dtype, pin_memory=on_card)
             for start in range(0, place.numel(), elements):
                 there = place.view(-1)[start : start + elements]
                 self._files.read_bytes(entry, start * entry.dtype.itemsize, _bytes_of(piece[: len(there)]))
