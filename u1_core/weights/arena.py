@@ -87,10 +87,8 @@ class Arena:
 
     def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
         """Read the tensors of these names anew. Nothing may be under way from the memory."""
-        for index in self._offsets:
-            for name, place in layer_slices(self.config, self.tower, index, self.weights(index, self.layer(index))):
-                if name in names:
-                    source.read_into(name, place)
+        layers = (layer_slices(self.config, self.tower, i, self.weights(i, self.layer(i))) for i in self._offsets)
+        read_places(source, (each for layer in layers for each in layer if each[0] in names))
 
     def pin(self, index: int) -> bool:
         """Page-lock a layer; False where the system does not allow it."""

@@ -8,6 +8,7 @@ from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.views import Generation, Understanding
 from u1_core.weights.layout import layer_slices
 from u1_core.weights.on_disk import LayersOnDisk
+from u1_core.weights.reading import read_places
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.source import TensorSource
 
@@ -23,16 +24,12 @@ def rewrite(
     computing with the tower.
     """
     tower = GENERATION if isinstance(weights, Generation) else UNDERSTANDING
+    places = list(_ends(weights).items())
     if isinstance(weights.layers, StreamedLayers | LayersOnDisk):
         weights.layers.rewrite(source, names)
     else:
-        for index, layer in enumerate(weights.layers):
-            for name, place in layer_slices(config, tower, index, layer):
-                if name in names:
-                    source.read_into(name, place)
-    for name, place in _ends(weights).items():
-        if name in names:
-            source.read_into(name, place)
+        places += [each for i, layer in enumerate(weights.layers) for each in layer_slices(config, tower, i, layer)]
+    read_places(source, (each for each in places if each[0] in names))
 
 
 def _ends(weights: Generation | Understanding) -> dict[str, torch.Tensor]:

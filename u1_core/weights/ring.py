@@ -10,6 +10,7 @@ from u1_core.model.views import LayerWeights
 from u1_core.weights.arena import Arena
 from u1_core.weights.copies import Copies, CudaCopies, PlainCopies, Slot
 from u1_core.weights.layout import layer_slices
+from u1_core.weights.reading import read_places
 from u1_core.weights.source import TensorSource
 
 
@@ -83,10 +84,8 @@ class StreamedLayers(Sequence[LayerWeights]):
         for slot in self._slots:
             slot.layer = None
         self._arena.rewrite(source, names)
-        for index, layer in self._resident.items():
-            for name, place in layer_slices(self._arena.config, self._arena.tower, index, layer):
-                if name in names:
-                    source.read_into(name, place)
+        layers = (layer_slices(self._arena.config, self._arena.tower, *each) for each in self._resident.items())
+        read_places(source, (each for layer in layers for each in layer if each[0] in names))
 
     def close(self) -> None:
         """Give back the slots and the host memory. The layers cannot be asked for any more."""
