@@ -39,14 +39,11 @@ export async function load(id) {
   tell(id);
 }
 
-/** Ask for something: pause, resume, stop, save, preview. Returns what went wrong, or nothing. */
+/** Ask for something: pause, resume, stop, save, preview. Returns what went wrong, or nothing; how the run stands then
+ * is told over the websocket, and an answer that comes late would say how it stood before. */
 export async function act(id, action) {
   const answer = await api.fetchApi(`/u1/runs/${encodeURIComponent(id)}/${action}`, { method: "POST" });
-  const told = await answer.json();
-  if (!answer.ok) return told.error;
-  const run = runs.get(id);
-  if (run) run.status = told.status;
-  tell(id);
+  if (!answer.ok) return (await answer.json()).error;
 }
 
 export const previewUrl = (id, name) =>

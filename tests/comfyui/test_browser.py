@@ -4,6 +4,7 @@ Each in both of the frontend's ways to draw nodes: on the canvas, and as element
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,15 @@ SET = """(wanted) => {
     for (const widget of app.graph.getNodeById(id).widgets ?? [])
       if (widget.name in inputs) widget.value = inputs[widget.name];
 }"""
+QUEUE = "async (graph) => { await app.loadApiJson(graph, 'run'); await app.queuePrompt(0); }"
+ON_NODE = ".u1-panel:not(.u1-runs .u1-panel)"
+BRING_NODE_IN_SIGHT = """([x, y]) => {
+  const [node] = app.graph.nodes;
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [x - node.pos[0], y - node.pos[1]];
+  app.canvas.setDirty(true, true);
+}"""
+LEGIBLE = Path(__file__).with_name("legible.js").read_text(encoding="utf-8")
 
 renderers = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 
@@ -29,8 +39,7 @@ renderers = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "
 @pytest.fixture
 def page(browser, server):
     page = browser.new_page(viewport={"width": 1600, "height": 1200}, reduced_motion="reduce")
-    page.goto(server.url)
-    page.wait_for_function(READY, timeout=60_000)
+    _open(page, server)
     yield page
     page.close()
 
@@ -39,7 +48,7 @@ def page(browser, server):
 def test_every_template_opens_from_the_template_browser_as_it_is_and_runs(
     server, filled, page, vue_nodes, workflows, small
 ):
-    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    _draw_nodes_by(page, vue_nodes)
     listed = json.loads(server.get("/api/workflow_templates"))[PACK]
     assert sorted(listed) == list(workflows)
     for name, workflow in workflows.items():
@@ -62,28 +71,110 @@ def test_every_template_opens_from_the_template_browser_as_it_is_and_runs(
 @renderers
 def test_the_panel_follows_a_run_survives_a_reload_and_stops_it(server, page, vue_nodes, training, status, until):
     name = f"watched_{vue_nodes}".lower()
-    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    _draw_nodes_by(page, vue_nodes)
     server.run(training(name, 100_000))
     until(lambda: status(name)["step"] >= 2)
-    page.reload()
-    page.wait_for_function(READY, timeout=60_000)
-    page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('u1-runs')")
-    page.locator(".u1-runs li button", has_text=name).click()
-    panel = page.locator(".u1-runs .u1-panel")
+    _open(page, server)
+    panel = _panel_in_sidebar(page, name)
     first = _step(panel)
     until(lambda: _step(panel) > first)
     panel.get_by_role("button", name="Pause").press("Enter")
     panel.locator("[data-state=paused]").wait_for()
     panel.get_by_role("button", name="Go on").press("Enter")
     panel.locator("[data-state=running]").wait_for()
+    panel.get_by_role("button", name="Save now").press("Enter")
+    saved = until(lambda: status(name)["lora"])
+    assert saved.startswith("step_")
+    until(lambda: status(name)["step"] > int(saved[5:11]))
     panel.get_by_role("button", name="Stop and save").press("Enter")
     panel.locator("[data-state=stopped]").wait_for()
-    assert status(name)["lora"].startswith("step_")
-    graph = {"1": {"class_type": "U1TrainingRun", "inputs": {"name": name, "step": 0, "wait": True, "strength": 1.0}}}
-    page.evaluate("async (graph) => { await app.loadApiJson(graph, 'run'); await app.queuePrompt(0); }", graph)
-    on_node = page.locator(".u1-panel:not(.u1-runs .u1-panel)")
+    assert status(name)["lora"] > saved
+    page.evaluate(QUEUE, _look_at(name))
+    on_node = page.locator(ON_NODE)
     on_node.locator("[data-state=stopped]").wait_for()
     assert on_node.locator(".u1-name").inner_text() == name
+    page.wait_for_timeout(1500)  # the frontend keeps what is on the canvas a moment after a change
+    _open(page, server)
+    page.locator(ON_NODE).locator("[data-state=stopped]").wait_for()
+    assert page.locator(ON_NODE).locator(".u1-name").inner_text() == name
+
+
+def test_a_run_that_a_crash_of_the_server_cut_off_is_resumed_from_the_panel_to_the_same_bytes(
+    server, base, page, training, status, until
+):
+    steps = {"checkpoint_every": 10, "validate_every": 20}
+    server.run(training("entire", 60, **steps))
+    until(lambda: status("entire")["state"] == "finished", 60)
+    server.run(training("killed", 60, **steps))
+    until(lambda: status("killed")["step"] >= 25, 60)
+    server.kill()
+    server.start()
+    _open(page, server)
+    panel = _panel_in_sidebar(page, "killed")
+    panel.locator("[data-state=interrupted]").wait_for()
+    assert _step(panel) >= 20
+    assert "% of base" in panel.locator(".u1-words").inner_text()
+    assert json.loads(server.get("/u1/runs/entire"))["points"][-1][0] == 60
+    panel.get_by_role("button", name="Resume").press("Enter")
+    panel.locator("[data-state=finished]").wait_for(timeout=60_000)
+    assert [step for step, _ in json.loads(server.get("/u1/runs/killed"))["points"]] == list(range(1, 61))
+    killed, entire = (base / f"models/loras/u1/{name}.safetensors" for name in ("killed", "entire"))
+    assert killed.read_bytes() == entire.read_bytes().replace(b"entire", b"killed")
+
+
+@renderers
+@pytest.mark.parametrize("zoom", [1, 2], ids=["100%", "200%"])
+def test_the_panel_is_legible_in_light_and_dark(server, browser, tmp_path, vue_nodes, zoom, training, status, until):
+    if "looked_at" not in [run["id"] for run in json.loads(server.get("/u1/runs"))["runs"]]:
+        looks = {"validate_every": 20, "preview_every": 30, "preview_prompts": "a red house\na blue boat"}
+        server.run(training("looked_at", 60, **looks))
+        until(lambda: status("looked_at")["state"] == "finished", 60)
+    # A browser zoomed to 200 % has half as many pixels of its own, each twice as large.
+    size = {"width": 1600 // zoom, "height": 1100 // zoom}
+    page = browser.new_page(viewport=size, device_scale_factor=zoom, reduced_motion="reduce")
+    _open(page, server)
+    _draw_nodes_by(page, vue_nodes)
+    page.evaluate(QUEUE, _look_at("looked_at"))
+    on_node = page.locator(ON_NODE)
+    on_node.locator("[data-state=finished]").wait_for()
+    page.evaluate(BRING_NODE_IN_SIGHT, [500 // zoom, 60])
+    in_sidebar = _panel_in_sidebar(page, "looked_at")
+    for palette in ("dark", "light"):
+        page.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        for place, panel in (("sidebar", in_sidebar), ("node", on_node)):
+            panel.locator(".u1-pictures img").first.wait_for()
+            page.wait_for_timeout(300)
+            found = panel.evaluate(LEGIBLE)
+            assert found["contrast"] >= 4.5, (palette, place, found)
+            assert found["too_wide"] <= 1, (palette, place, found)
+            assert found["sharpness"] >= 0.99, (palette, place, found)
+            assert found["text_px"] >= 12, (palette, place, found)
+        page.screenshot(path=tmp_path / f"{palette}.png")
+    page.close()
+
+
+def _open(page, server) -> None:
+    page.goto(server.url)
+    page.wait_for_function(READY, timeout=60_000)
+
+
+def _draw_nodes_by(page, vue_nodes: bool) -> None:
+    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
+
+
+def _panel_in_sidebar(page, run: str):
+    """The panel in the sidebar, showing a run."""
+    if not page.locator(".u1-runs").count():
+        page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('u1-runs')")
+    page.locator(".u1-runs li button", has_text=run).first.click()
+    panel = page.locator(".u1-runs .u1-panel")
+    panel.get_by_text(run, exact=True).wait_for()
+    return panel
+
+
+def _look_at(run: str) -> dict:
+    inputs = {"name": run, "step": 0, "live": False, "wait": True, "strength": 1.0}
+    return {"1": {"class_type": "U1TrainingRun", "inputs": inputs}}
 
 
 def _step(panel) -> int:
