@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 
 from u1_core.errors import U1Error
@@ -102,3 +105,24 @@ def test_a_failing_watcher_does_not_end_the_run(caplog):
     assert job.state == "finished"
     assert heard == ["started", "step", "finished"]
     assert "no screen" in caplog.text
+
+
+def test_what_failed_work_held_is_let_go():
+    class Weights:
+        pass
+
+    held = []
+
+    def work(job):
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("then") from None
+
+    job = Job(work).start()
+    assert job.wait(10)
+    gc.collect()
+    assert "ValueError: then" in job.traceback
+    assert held[0]() is None

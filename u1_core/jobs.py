@@ -146,6 +146,14 @@ class Job:
             self.error = problem
             if not isinstance(problem, U1Error):
                 self.traceback = traceback.format_exc()
+            _let_go(problem)
             self._enter("failed", message=f"{problem}" if isinstance(problem, U1Error) else repr(problem))
         else:
             self._enter("stopped" if self._stop_seen else "finished")
+
+
+def _let_go(problem: BaseException | None) -> None:
+    """Clear what the frames of an error, and of those that led to it, hold: weights and activations among it."""
+    while problem is not None:
+        traceback.clear_frames(problem.__traceback__)
+        problem = problem.__cause__ or problem.__context__

@@ -13,7 +13,7 @@ class Host:
         return False
 
     def give_way(self) -> None:
-        """A run gives way now: free what memory can be had at no cost."""
+        """A run gives way now, or has ended: free what memory can be had at no cost."""
 
     def make_room(self, session: Session) -> None:
         """A node is about to use this session: have others give up memory for it, and bring back what it has parked."""

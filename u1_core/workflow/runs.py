@@ -204,6 +204,7 @@ class Runs:
             run.ended()
             with self._lock:
                 self._line.remove(run)
+            self._host.give_way()
 
     def _turn_comes(self, run: Run) -> bool:
         """Wait until the runs before it have ended. False if it has been told to stop."""
