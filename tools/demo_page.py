@@ -27,7 +27,7 @@ COLUMNS = {
 STYLE = """<style>
 .hero{display:flex;flex-wrap:wrap;gap:1rem;align-items:center;margin:1.5rem 0}
 .hero figure{width:min(21rem,100%)}.hero span{font-size:2rem;color:var(--soft)}
-.set{display:grid;gap:.4rem;grid-template-columns:repeat(auto-fill,minmax(5.4rem,1fr))}
+.set{display:grid;gap:.4rem;grid-template-columns:repeat(auto-fill,minmax(5.2rem,1fr))}
 .set img,.four img{display:block;width:100%;height:auto;border-radius:.35rem}
 .four{display:grid;gap:.6rem;grid-template-columns:repeat(4,1fr);margin:0 0 .3rem}
 .four figure,.set figure{width:auto}
@@ -61,7 +61,7 @@ def write_page(demo: Demo, path: Path) -> None:
         "A style in minutes · U1 Style Studio",
         [
             STYLE,
-            "<h1>A style in minutes, on two CPU cores</h1>",
+            "<h1>A style in minutes, on a CPU</h1>",
             f"<p class=soft>{escape(_subtitle(demo))}</p>",
             _hero(demo),
             tiles(_figures(demo)),
@@ -134,7 +134,7 @@ def _curves(run: RunLog) -> str:
         card(
             "Validation",
             line_chart(lines, "step", "% of base", level=100),
-            "error on fixed pictures, t and noise as a share of the base model's, plain pictures among them",
+            "error on fixed pictures of the style, t and noise, as a share of the base model's",
         ),
     )
 
@@ -169,7 +169,7 @@ def write_sheet(demo: Demo, path: Path) -> None:
 def _title(demo: Demo) -> str:
     found = demo.measures
     return (
-        f"U1-nano learns a style from {len(demo.training)} pictures in {demo.trained_s:.0f} s on two CPU cores\n"
+        f"U1-nano learns a style from {len(demo.training)} pictures in {demo.trained_s:.0f} s on a CPU\n"
         f"{found.style:.0%} of the way to the style, {found.leakage:.0%} without the trigger, "
         f"{found.adherence:.0%} of what captions name"
     )
