@@ -39,6 +39,11 @@ def test_eight_steps_draw_what_held_out_captions_name(session, pairs):
         session.use([])
 
 
+def test_fifty_guided_steps_draw_what_held_out_captions_name(session, pairs):
+    captions = [text for _, text in pairs[:2]]
+    assert evaluate.adherence(captions, evaluate.draw(session, captions, steps=50, cfg=4.0)) > 0.85
+
+
 def test_questions_about_held_out_scenes(session, pairs):
     assert evaluate.answers(session, [scene for scene, _ in pairs]) >= 0.8
 
