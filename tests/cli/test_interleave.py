@@ -18,7 +18,7 @@ def tell(models, session, scripted, monkeypatch):
         model = session()
         scripted(model, model.tokenizer.encode(said))
         with monkeypatch.context() as patch:
-            patch.setattr(Session, "open", lambda *arguments: model)
+            patch.setattr(Session, "open", lambda *arguments, **budget: model)
             assert main(["interleave", "two foxes", *map(str, options), "--model", str(models["u1"]), *FAST]) == 0
 
     return run

@@ -138,7 +138,7 @@ def test_the_size_without_one_is_the_models_own(models, tmp_path):
 def test_thinking_is_told_and_kept(models, tmp_path, capsys, session, scripted, monkeypatch):
     model = session()
     scripted(model, model.tokenizer.encode("red fur</think>"))
-    monkeypatch.setattr(Session, "open", lambda *arguments: model)
+    monkeypatch.setattr(Session, "open", lambda *arguments, **budget: model)
     run("a fox", "--model", models["u1"], *SMALL, "--think", "--out", tmp_path / "fox.png")
     assert capsys.readouterr().out == f"red fur\n{tmp_path / 'fox.png'}\n"
     assert facts(tmp_path / "fox.png")["think"] == "red fur</think>"
