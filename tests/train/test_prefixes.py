@@ -11,6 +11,7 @@ from u1_core.prefix.build import prefix_bytes
 from u1_core.prefix.units import BLOCK
 from u1_core.text.prompts import training_caption, unconditional
 from u1_core.text.sequence import build_sequence
+from u1_core.train import prefixes
 from u1_core.train.prefixes import CaptionSequences, build_caption_prefixes, move_prefix
 from u1_core.train.recipe import Data, Recipe, Runtime, Style, Train
 
@@ -106,6 +107,20 @@ def test_one_pass_builds_every_caption_and_the_empty_prompt(session, counted, tm
     assert counted.count == 1
     assert all(same(one, other) for one, other in zip(built.captions, again.captions, strict=True))
     assert same(built.unconditional, again.unconditional)
+
+
+def test_of_a_large_set_what_the_run_comes_to_is_built_and_little_of_it_kept(session, counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefixes, "BUILT_WHOLE", 2 * BLOCK)
+    monkeypatch.setattr(prefixes, "KEPT_OF_LARGE", BLOCK)
+    samples = [Sample(f"{i}.png", None, f"number {i:03}") for i in range(3 * BLOCK)]
+    recipe = Recipe(runtime=Runtime(prefix_dir=str(tmp_path)))
+    captions = build_caption_prefixes(session, recipe, CaptionSequences(session.tokenizer, recipe, samples)).captions
+    assert (counted.count, list(tmp_path.iterdir())) == (0, [])
+    most = captions.estimated_bytes(BLOCK)
+    for number in range(3 * BLOCK):
+        head = captions.fetch(number).chunks[0]
+        assert captions.n_bytes - head.n_bytes <= most
+    assert counted.count == 3
 
 
 def test_the_head_is_what_no_caption_changes(session):

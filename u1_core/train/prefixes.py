@@ -5,7 +5,7 @@ set that is too large for it, what the present stretch of the run needs is built
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,18 @@ from u1_core.prefix.build import SHORTEST_HEAD, build_blocks
 from u1_core.prefix.files import default_folder
 from u1_core.prefix.keys import salt
 from u1_core.prefix.store import PrefixStore, Room
-from u1_core.prefix.units import PromptSet
+from u1_core.prefix.units import PromptSet, Units
 from u1_core.session import Session
 from u1_core.text.prompts import training_caption, training_unconditional
 from u1_core.text.sequence import TokenSequence, build_sequence
 from u1_core.text.tokenizer import Tokenizer
 from u1_core.train.recipe import Recipe, Runtime
 from u1_core.train.rng import WINDOW
+
+BUILT_WHOLE = 4096
+"""Captions of a set that is built before the first step; a larger one is built as the run comes to it."""
+KEPT_OF_LARGE = 2 * WINDOW
+"""Captions of such a set that memory holds: a stretch that is shuffled together, and the one after it."""
 
 
 class CaptionSequences(Sequence[TokenSequence]):
@@ -89,9 +94,13 @@ def build_caption_prefixes(
         empty = [build_sequence(session.tokenizer, training_unconditional(recipe.style.prompt_template))]
     depends = salt(session.snapshot.fingerprint(), session.dtype, session.device, [*adapters, *session.folded])
     prompts = PromptSet(session.config, session.dtype, sequences, head, depends, empty)
-    store = PrefixStore(prompts, build, _room(recipe.runtime, session.device), session.device)
+    room = _room(recipe.runtime, session.device)
+    if len(sequences) > BUILT_WHOLE:
+        room = _room_for_a_stretch(room, Units(prompts).estimated_bytes(KEPT_OF_LARGE))
+    store = PrefixStore(prompts, build, room, session.device)
     _refuse_too_little_room(store)
-    store.fill()
+    if len(sequences) <= BUILT_WHOLE:
+        store.fill()
     return CaptionPrefixes(store, store.fetch(len(sequences)) if empty else None)
 
 
@@ -111,6 +120,11 @@ def _room(runtime: Runtime, device: torch.device) -> Room:
     on_device = runtime.prefix_device_mb * 10**6 if runtime.keep_kvs_on_gpu and device.type == "cuda" else 0
     folder = Path(runtime.prefix_dir).expanduser() if runtime.prefix_dir else default_folder()
     return Room(on_device, runtime.prefix_cache_mb * 10**6, runtime.prefix_disk_mb * 10**6, folder)
+
+
+def _room_for_a_stretch(room: Room, n_bytes: int) -> Room:
+    """The same with no more memory than `n_bytes`: what would be kept beyond it comes too late to be used again."""
+    return replace(room, device_bytes=min(room.device_bytes, n_bytes), host_bytes=min(room.host_bytes, n_bytes))
 
 
 def _refuse_too_little_room(store: PrefixStore) -> None:
