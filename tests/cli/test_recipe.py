@@ -47,7 +47,8 @@ def test_show_tells_a_field_a_section_or_all(capsys):
     (doc,) = json.loads(capsys.readouterr().out)
     assert (doc["key"], doc["default"]) == ("train.huber_delta", 1.0)
     main(["recipe", "show", "style", "--json"])
-    assert [doc["key"] for doc in json.loads(capsys.readouterr().out)] == ["style.trigger", "style.prompt_template"]
+    keys = [doc["key"] for doc in json.loads(capsys.readouterr().out)]
+    assert keys == ["style.trigger", "style.untriggered", "style.prompt_template"]
     main(["recipe", "show", "--json"])
     assert len(json.loads(capsys.readouterr().out)) == len(list(field_docs()))
     assert main(["recipe", "show", "leraning_rate"]) == 2
