@@ -1,12 +1,14 @@
-// Puts the panel on the nodes of training, and the list of runs into the sidebar.
+// Puts the panel on the nodes of training, their words on the others, and the list of runs into the sidebar.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { makePanel } from "./panel.js";
 import { list } from "./runs.js";
 
+const CATEGORY = "U1 Style Studio";
 const WITH_PANEL = new Set(["TrainStyleLoRA", "U1TrainingRun"]);
 const PANEL_SIZE = [420, 440];
+const TEXT_HEIGHT = 84;
 const PROPERTY = "u1_run";
 
 function addPanel(node) {
@@ -40,6 +42,27 @@ function addPanel(node) {
   };
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, PANEL_SIZE[0]), height]);
+}
+
+/** What a node says of its result, under its widgets: the frontend shows pictures by itself, but no text. */
+function addText(node) {
+  const executed = node.onExecuted;
+  let words;
+  node.onExecuted = function (output) {
+    executed?.call(this, output);
+    if (!output?.text) return;
+    words ??= addTextWidget(this);
+    words.textContent = output.text.join("\n");
+  };
+}
+
+function addTextWidget(node) {
+  const element = Object.assign(document.createElement("pre"), { className: "u1-text", tabIndex: 0 });
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => TEXT_HEIGHT };
+  node.addDOMWidget("u1_text", "u1_text", element, options).serialize = false;
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1] + TEXT_HEIGHT)]);
+  return element;
 }
 
 /** Have the frontend keep the canvas as it is now for a reload: by itself it does so after what the user does. */
@@ -112,5 +135,6 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (WITH_PANEL.has(node.comfyClass)) addPanel(node);
+    else if (node.constructor.nodeData?.category === CATEGORY) addText(node);
   },
 });
