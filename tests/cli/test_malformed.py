@@ -261,8 +261,6 @@ MODELS: dict[str, dict[str, bytes | None]] = {
     "a tokenizer that is no JSON": {"tokenizer.json": b"{"},
 }
 
-LISTS = ("unfreeze", "runtime.upstream_lora_skip", "previews.prompts")
-
 
 def setting(key: str, value: str) -> str:
     section, _, name = key.rpartition(".")
@@ -272,7 +270,7 @@ def setting(key: str, value: str) -> str:
 def wrong_types() -> Iterator[Case]:
     for doc in field_docs():
         for what, value in (("table", "{a: 1}"), ("list", "[[1]]")):
-            place = f"{doc.key}[0]" if what == "list" and doc.key in LISTS else doc.key
+            place = f"{doc.key}[0]" if what == "list" and isinstance(doc.default, tuple) else doc.key
             says = f"recipe.yaml line 2: {place} is a {what}; allowed: "
             yield Case(f"{doc.key} is a {what}", says, recipe=setting(doc.key, value).encode())
         if isinstance(doc.default, int | float):
