@@ -9,7 +9,7 @@ from contextlib import contextmanager
 PROMPTS = 100
 AT_ONCE = 5
 """Prompts that are queued together; between two such lots the run has the machine to itself."""
-STEPS = 200
+STEPS = 120
 
 
 def test_100_prompts_beside_a_run_have_their_pictures_and_the_lora_is_the_same_to_the_byte(
