@@ -49,3 +49,15 @@ def test_prompts_and_their_head_change_the_key(sequence, tiny):
     ]
     assert len(set(keys)) == len(keys)
     assert key("s", (1,), iter([one, other])) == keys[0]
+
+
+def test_on_a_cpu_the_number_of_threads_counts_as_it_changes_the_last_bits():
+    before = torch.get_num_threads()
+    found = set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.add(salt("model", torch.float32, CPU, []))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 2

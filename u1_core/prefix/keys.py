@@ -36,8 +36,8 @@ def key(salt: str, head: Sequence[int], sequences: Iterable[TokenSequence] = ())
 
 
 def _machine(device: torch.device) -> str:
-    """What rounds as this does: another card or another PyTorch may not."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """What rounds as this does: another card, another PyTorch or another number of threads may not."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()} threads"
     return f"{name} torch {torch.__version__}"
 
 
