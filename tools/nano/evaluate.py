@@ -37,8 +37,8 @@ HELD_OUT = 900_000
 """Seeds from here on are for measuring: training scenes are numbered apart."""
 
 
-def settings(steps: int, cfg: float, seed: int) -> SampleSettings:
-    return SampleSettings(SIZE, SIZE, steps, seed=seed, guidance=Guidance(cfg))
+def settings(steps: int, cfg: float, seed: int, image_cfg: float = 1.0) -> SampleSettings:
+    return SampleSettings(SIZE, SIZE, steps, seed=seed, guidance=Guidance(cfg, image_cfg))
 
 
 def draw(session: Session, captions: Iterable[str], steps: int, cfg: float) -> list[np.ndarray]:
@@ -76,13 +76,15 @@ def described(session: Session, scenes: Sequence[Scene]) -> float:
     return sum(right) / len(right)
 
 
-def edited(session: Session, scenes: Sequence[Scene], steps: int, cfg: float) -> tuple[float, list[np.ndarray]]:
+def edited(
+    session: Session, scenes: Sequence[Scene], steps: int, cfg: float, image_cfg: float = 1.0
+) -> tuple[float, list[np.ndarray]]:
     """The share of edits that did what was asked and kept all else, and before/after pictures."""
     detector, kept, pictures = load_detector(), 0, []
     for number, scene in enumerate(scenes):
         instruction, after = edits(scene, random.Random(number))
         before = Image.fromarray(render(scene, SIZE))
-        (image,) = to_images(edit(session, instruction, [before], settings(steps, cfg, number)).pictures)
+        (image,) = to_images(edit(session, instruction, [before], settings(steps, cfg, number, image_cfg)).pictures)
         pictures += [np.asarray(before), np.asarray(image)]
         (found,) = see(detector, pictures[-1][None])
         kept += all(ok for _, ok in agreement(Named.of(after), found))
@@ -101,7 +103,7 @@ def main() -> None:
         sheet(pictures[:48], 8).save(args.sheet)
     if not args.pictures_only:
         report |= {"answers": answers(session, scenes), "described": described(session, scenes[: args.count // 2])}
-        report["edits"], shown = edited(session, scenes[: args.count // 2], args.steps, args.cfg)
+        report["edits"], shown = edited(session, scenes[: args.count // 2], args.steps, args.cfg, args.image_cfg)
         if args.sheet:
             sheet(shown[:48], 8).save(args.sheet.with_stem(args.sheet.stem + "_edits"))
     print(json.dumps(report))
@@ -114,6 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="held-out captions")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--image-cfg", type=float, default=1.0, help="of edits")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--sheet", type=Path, help="PNG of the first pictures")
