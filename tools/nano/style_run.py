@@ -62,7 +62,7 @@ validation:
 previews:
   every: 0
 """
-STEPS = 1500
+STEPS = 1000
 
 
 def eight_step() -> Adapter:
