@@ -21,25 +21,25 @@ from tools.comfyui import PACK_NAME, Server, find_comfyui, furnish, serving
 from tools.nano.captions import sample_pair
 from tools.nano.styles import render_styled
 
-STYLE, TRIGGER, PICTURES, FIRST_SCENE = "neon", "neon tubes in the dark", 16, 810_000
+STYLE, TRIGGER, PICTURES, FIRST_SCENE = "watercolour", "wet paint on rough paper", 24, 810_000
 PROMPT = "a large green tree on the left, two small red houses on the right, mountains, the sun"
-RUN, STEPS = "neon_evening", 400
+RUN, STEPS = "watercolour", 500
 TRAINING = {
     "LoRASpec": {"preset": "custom", "spec": "attn=r16a64; mlp=r16a16; fm_head=r16a16"},
-    "U1StyleDataset": {"folder": "neon", "trigger": TRIGGER},
+    "U1StyleDataset": {"folder": STYLE, "trigger": TRIGGER},
     "TrainStyleLoRA": {
         "name": RUN,
         "steps": STEPS,
-        "lr": 2e-3,
-        "loss": "v",
-        "t_distribution": "logit_normal",
+        "lr": 1e-3,
+        "loss": "x0",
+        "t_distribution": "uniform",
         "train_heads": False,
         "checkpoint_every": 100,
         "validate_every": 50,
         "preview_every": 80,
         "preview_steps": 16,
         "preview_prompts": f"{TRIGGER}, {PROMPT}\n{TRIGGER}, a sunset sky, a lake, a large yellow boat in the middle",
-        "recipe": "validation: {split: 0.15, timesteps: 4}",
+        "recipe": "train: {lr_schedule: cosine, warmup_steps: 20}\nvalidation: {split: 0.15, timesteps: 4}",
     },
 }
 READY = "() => window.app?.graph && window.app.extensionManager"
@@ -135,7 +135,7 @@ def main() -> None:
         raise SystemExit(f"{base} is there already")
     try:
         furnish(base)
-        write_style(base / "input" / "neon")
+        write_style(base / "input" / STYLE)
         with serving(comfyui, base) as server, browser_page(server, out) as page:
             spend_evening(page)
     finally:
@@ -210,7 +210,9 @@ def exporting() -> dict[str, Any]:
     """One file for other loaders."""
     graph = {"1": node("LoadU1Bf16Offload", model="built-in nano", dtype="auto", hub_id="", budget="auto", gguf="none")}
     graph["2"] = node("LoadU1LoRA", model=["1", 0], lora=f"u1/{RUN}.safetensors", strength=1.0, folded=False)
-    graph["3"] = node("ExportU1LoRA", model=["2", 0], form="one LoRA file", name="neon", rank=64, dtype="as it is")
+    graph["3"] = node(
+        "ExportU1LoRA", model=["2", 0], form="one LoRA file", name=f"{RUN}_for_others", rank=64, dtype="as it is"
+    )
     graph["4"] = node("PreviewAny", source=["3", 1])
     return graph
 
