@@ -7,16 +7,15 @@ recipe's. Figures are medians over the counted repeats after a warm-up, printed 
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from work import PREFIX_TOKENS, Row, Training, machine, measure, model_config, parser, sampling_step
+from work import PREFIX_TOKENS, Row, Training, machine, measure, model_config, parser, placed, sampling_step
 
 from u1_core.errors import U1Error
 from u1_core.model.config import GENERATION, U1Config
-from u1_core.model.views import Generation, LayerWeights
+from u1_core.model.views import Generation
 from u1_core.plan.budget import GIB, Budget, enforce
 from u1_core.plan.machine import model_here
 from u1_core.plan.plan import Plan
@@ -26,10 +25,7 @@ from u1_core.plan.work import SamplingWork, Work
 from u1_core.train.recipe import Recipe
 from u1_core.train.work import training_work
 from u1_core.weights.arena import Arena
-from u1_core.weights.layout import layer_views
-from u1_core.weights.placement import Placement
 from u1_core.weights.random_model import RandomWeights
-from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.store import load_generation
 
 
@@ -96,18 +92,6 @@ def a_step(config: U1Config, weights: Generation, work: Work, plan: Plan, recipe
     training = Training.create(config, weights, recipe)
     turns = training.passes(1, work.width, work.height, weights.norm.device)
     return lambda: training.step(weights, turns, plan.kept)
-
-
-@contextmanager
-def placed(arena: Arena, placement: Placement, device: torch.device) -> Iterator[StreamedLayers | list[LayerWeights]]:
-    """The arena's layers, some of them on the device."""
-    resident = {
-        index: layer_views(arena.config, arena.tower, index, arena.layer(index).to(device))
-        for index in placement.resident
-    }
-    everything = len(resident) == arena.config.layers
-    yield list(resident.values()) if everything else StreamedLayers(arena, resident, placement.slots, device)
-    torch.cuda.synchronize(device)
 
 
 def table(rows: dict[str, Row]) -> str:

@@ -9,22 +9,19 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from work import PREFIX_TOKENS, Row, Training, machine, measure, model_config, parser, sampling_step, table
+from work import PREFIX_TOKENS, Row, Training, machine, measure, model_config, parser, placed, sampling_step, table
 
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.stack import Keep
-from u1_core.model.views import Generation, LayerWeights
+from u1_core.model.views import Generation
 from u1_core.train.recipe import Recipe
 from u1_core.weights.arena import Arena
-from u1_core.weights.layout import layer_views
 from u1_core.weights.placement import Placement
 from u1_core.weights.random_model import RandomWeights
-from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.store import load_generation
 
 SMALL = 1024
@@ -101,21 +98,6 @@ def one_by_one(training: Training, weights: Generation, turns: list, kept: list[
     for turn in turns[:-1]:
         training.add_gradients(weights, [turn], kept)
     training.step(weights, turns[-1:], kept)
-
-
-@contextmanager
-def placed(arena: Arena, placement: Placement, device: torch.device) -> Iterator[StreamedLayers | list[LayerWeights]]:
-    """The arena's layers, some of them on the device."""
-    resident = {
-        index: layer_views(arena.config, arena.tower, index, arena.layer(index).to(device))
-        for index in placement.resident
-    }
-    everything = len(resident) == arena.config.layers
-    layers = list(resident.values()) if everything else StreamedLayers(arena, resident, placement.slots, device)
-    yield layers
-    torch.cuda.synchronize(device)
-    del layers, resident
-    torch.cuda.empty_cache()
 
 
 class Filled:

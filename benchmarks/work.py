@@ -4,7 +4,8 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from u1_core.lora.adapter import Adapter, tower_terms
+from u1_core.lora.full import with_trained_tensors
 from u1_core.lora.plan import plan_lora, select_unfrozen
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.generation import Pass, generation_passes
 from u1_core.model.stack import Keep
-from u1_core.model.views import Generation, KVChunk, PrefixKV
+from u1_core.model.views import Generation, KVChunk, LayerWeights, PrefixKV
 from u1_core.released import released_config
 from u1_core.sample.euler import denoise
 from u1_core.sample.guidance import Branch, Guidance
@@ -25,6 +27,10 @@ from u1_core.sample.schedule import sampling_timesteps
 from u1_core.train.objective import flow_loss
 from u1_core.train.optimizers import make_optimizer, parameter_groups
 from u1_core.train.recipe import Recipe
+from u1_core.weights.arena import Arena
+from u1_core.weights.layout import layer_views
+from u1_core.weights.placement import Placement
+from u1_core.weights.ring import StreamedLayers
 
 PREFIX_TOKENS = 279
 UNCONDITIONAL_TOKENS = 9
@@ -109,8 +115,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def add_gradients(self, weights: Generation, turns: Sequence[tuple[Pass, Tensor]], kept: Sequence[Keep]) -> None:
-        cast = {name: tensor.to(torch.bfloat16) for name, tensor in self.adapter.full.items()}
-        trained = replace(weights, modules={**weights.modules, **cast})
+        trained = with_trained_tensors(weights, self.adapter.full)
         terms = tower_terms(self.config, [self.adapter], GENERATION)
         passes = [replace(each, terms=terms) for each, _ in turns]
         outputs = generation_passes(self.config, trained, passes, kept)
@@ -119,6 +124,21 @@ class Training:
             for x_pred, (each, x0) in zip(outputs, turns, strict=True)
         ]
         (sum(losses) / len(losses)).backward()
+
+
+@contextmanager
+def placed(arena: Arena, placement: Placement, device: torch.device) -> Iterator[StreamedLayers | list[LayerWeights]]:
+    """The arena's layers, some of them on the device."""
+    resident = {
+        index: layer_views(arena.config, arena.tower, index, arena.layer(index).to(device))
+        for index in placement.resident
+    }
+    everything = len(resident) == arena.config.layers
+    layers = list(resident.values()) if everything else StreamedLayers(arena, resident, placement.slots, device)
+    yield layers
+    torch.cuda.synchronize(device)
+    del layers, resident
+    torch.cuda.empty_cache()
 
 
 def measure(step: Callable[[], object], args: argparse.Namespace, device: torch.device) -> Row:

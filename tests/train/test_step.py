@@ -9,12 +9,12 @@ from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter
 from u1_core.lora.files import write_lora
+from u1_core.lora.full import with_trained_tensors
 from u1_core.lora.plan import FINAL_NORM, plan_lora
 from u1_core.session import Session
 from u1_core.train.objective import flow_loss
 from u1_core.train.prepare import new_adapter, prepare
 from u1_core.train.recipe import Lora
-from u1_core.train.step import with_trained_tensors
 from u1_core.train.turn import MicroBatch, clean, draw_turn
 
 

@@ -1,7 +1,7 @@
 """The weights that an adapter changes, in place of the base's: tensors trained whole, and small modules' terms."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,9 +32,15 @@ def with_full_tensors(base: Generation, adapters: Sequence[Adapter]) -> Generati
                 name = f"{path}.weight"
                 delta = module.delta().view(originals[name].shape).to(originals[name].device)
                 changed[name] = changed.get(name, originals[name]).float() + adapter.strength * delta
-    changed = {name: tensor.to(originals[name].dtype) for name, tensor in changed.items()}
-    norm = changed.pop(FINAL_NORM, base.norm)
-    return replace(base, norm=norm, modules={**base.modules, **changed})
+    return with_trained_tensors(base, changed)
+
+
+def with_trained_tensors(base: Generation, trained: Mapping[str, Tensor]) -> Generation:
+    """`base` with these tensors, by checkpoint name, in place of its own and in their dtype; gradients flow through."""
+    originals = {**base.modules, FINAL_NORM: base.norm}
+    cast = {name: tensor.to(originals[name].dtype) for name, tensor in trained.items()}
+    norm = cast.pop(FINAL_NORM, base.norm)
+    return replace(base, norm=norm, modules={**base.modules, **cast})
 
 
 def refuse_twice(adapters: Sequence[Adapter]) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from u1_core.lora.adapter import Adapter, layer_place, tower_terms
+from u1_core.lora.full import with_trained_tensors
 from u1_core.lora.plan import FINAL_NORM, LoraPlan
 from u1_core.model.config import GENERATION
 from u1_core.model.generation import Pass, embed_noisy_picture, generation_passes
@@ -192,9 +193,7 @@ class _Stage:
 
     def _with_casts(self) -> Generation:
         """The ends, with what is trained whole cast for the pass."""
-        cast = {name: tensor.to(self.work.dtype) for name, tensor in self._whole.items()}
-        norm = cast.pop(FINAL_NORM, self._ends.norm)
-        return replace(self._ends, norm=norm, modules={**self._ends.modules, **cast})
+        return with_trained_tensors(self._ends, self._whole)
 
 
 def _training_costs(stage: _Stage) -> Costs:

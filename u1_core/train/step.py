@@ -11,7 +11,7 @@ from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
-from u1_core.lora.plan import FINAL_NORM
+from u1_core.lora.full import with_trained_tensors
 from u1_core.model.config import GENERATION, U1Config
 from u1_core.model.generation import Pass, generation_passes
 from u1_core.model.views import Generation
@@ -26,13 +26,6 @@ from u1_core.train.turn import MicroBatch, TrainingSet, draw_turn
 
 Record = dict[str, Any]
 """One line of the log."""
-
-
-def with_trained_tensors(base: Generation, full: Mapping[str, Tensor]) -> Generation:
-    """`base` with the tensors that are trained whole in place of its own, in its dtype; gradients flow through."""
-    cast = {name: tensor.to(base.norm.dtype) for name, tensor in full.items()}
-    norm = cast.pop(FINAL_NORM, base.norm)
-    return replace(base, norm=norm, modules={**base.modules, **cast})
 
 
 class Trainer:
