@@ -1,5 +1,6 @@
 """What benchmarks need on disk: a full-size model with random weights in its published form, and captioned pictures."""
 
+import argparse
 import itertools
 import json
 import os
@@ -21,6 +22,19 @@ from u1_core.weights.write import SHARD_BYTES, write_safetensors
 
 WRITERS = 4
 WORDS = "amber birch cloud dune ember fjord grove heron island jetty kelp lagoon meadow night ocean pine quarry river"
+
+
+def model_options(made: argparse.ArgumentParser, budget: str) -> None:
+    """Where the model is, and what of the card may be taken."""
+    made.add_argument("--model", type=Path, required=True, help="folder of the model")
+    made.add_argument("--tokenizer", type=Path, help="folder of the tokenizer's files, to write the model with")
+    made.add_argument("--budget", default=budget, help=f"what may be taken of the card's memory (default {budget})")
+
+
+def have_model(args: argparse.Namespace) -> None:
+    """Write the model if there is none."""
+    if not args.model.exists():
+        print(f"model written in {write_model(args.model, args.tokenizer, args.device):.1f} s", flush=True)
 
 
 def write_model(folder: Path, tokenizer: Path, device: str) -> float:

@@ -7,10 +7,9 @@ in the page cache. The LoRA has rank 128 on the layers' products, beside the wei
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from on_disk import write_model
+from on_disk import have_model, model_options
 from work import machine, parser
 
 from u1_core.lora.adapter import Adapter
@@ -26,14 +25,11 @@ STEPS = 8
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--model", type=Path, required=True, help="folder of the model")
-    options.add_argument("--tokenizer", type=Path, help="folder of the tokenizer's files, to write the model with")
-    options.add_argument("--budget", default="32", help="what may be taken of the card's memory (default 32 GiB)")
+    model_options(options, "32")
     options.set_defaults(repeats=5)
     args = options.parse_args()
     device, budget = torch.device(args.device), Budget.parse(args.budget)
-    if not args.model.exists():
-        print(f"model written in {write_model(args.model, args.tokenizer, args.device):.1f} s", flush=True)
+    have_model(args)
     enforce(budget, device)
     session = Session.open(args.model, args.device, budget=budget)
     adapter = Adapter.create(plan_lora(session.config, "official_r128"), seed=0, device="cpu")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from on_disk import write_model, write_pictures
+from on_disk import have_model, model_options, write_pictures
 from work import machine, parser
 
 from u1_core.data.folder import Sample
@@ -24,15 +24,12 @@ from u1_core.train.recipe import Recipe, Runtime
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--model", type=Path, required=True, help="folder of the model")
-    options.add_argument("--tokenizer", type=Path, help="folder of the tokenizer's files, to write the model with")
-    options.add_argument("--budget", default="6", help="what may be taken of the card's memory (default 6 GiB)")
+    model_options(options, "6")
     options.add_argument("--captions", type=int, default=56)
     options.set_defaults(repeats=3)
     args = options.parse_args()
     device, budget = torch.device(args.device), Budget.parse(args.budget)
-    if not args.model.exists():
-        print(f"model written in {write_model(args.model, args.tokenizer, args.device):.1f} s", flush=True)
+    have_model(args)
     enforce(budget, device)
     session = Session.open(args.model, args.device, budget=budget)
     with tempfile.TemporaryDirectory() as folder:

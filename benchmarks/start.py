@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from on_disk import drop_page_cache, write_model, write_pictures
+from on_disk import drop_page_cache, have_model, model_options, write_pictures
 from work import machine, parser
 
 from u1_core.plan.budget import GIB
@@ -32,14 +32,11 @@ POLL_S = 0.02
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--model", type=Path, required=True, help="folder of the model")
-    options.add_argument("--tokenizer", type=Path, help="folder of the tokenizer's files, to write the model with")
-    options.add_argument("--budget", default="12GiB", help="what may be taken of the card's memory")
+    model_options(options, "12GiB")
     options.add_argument("--captions", type=int, default=56)
     args = options.parse_args()
     device = torch.device(args.device)
-    if not args.model.exists():
-        print(f"model written in {write_model(args.model, args.tokenizer, args.device):.1f} s", flush=True)
+    have_model(args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "pictures", args.captions, 1024)
