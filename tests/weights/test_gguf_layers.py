@@ -9,8 +9,7 @@ import torch
 
 from u1_core.cli.main import main
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import Adapter, LoraModule
-from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING
 from u1_core.sample.guidance import Guidance
 from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
@@ -46,20 +45,9 @@ def open_at(monkeypatch) -> Callable[..., Session]:
     return open_session
 
 
-def lora(config) -> Adapter:
-    """On every linear map of the generation tower's layers and the head, strong enough to be seen."""
-    modules = {}
-    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
-        if "_mot_gen" in path or ".fm_head." in path:
-            generator = torch.Generator().manual_seed(number)
-            down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
-            modules[path] = LoraModule(down, up, alpha=0.02)
-    return Adapter(modules, strength=0.7)
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_picture_with_a_lora_is_that_of_the_dequantised_model(q4, open_at, tmp_path, placement, dtype):
+def test_a_picture_with_a_lora_is_that_of_the_dequantised_model(q4, open_at, tmp_path, placement, dtype, lora):
     """To the last bit: prompt, guidance, LoRA and all."""
     reference = Session.open(q4.write_dequantised(tmp_path / "dequantised"), "cpu", dtype)
     session = open_at(q4.path, placement, dtype)
@@ -82,7 +70,7 @@ def test_other_kinds_and_formats(gguf_model, open_at, tmp_path, kind, recipe):
     assert torch.equal(text_to_image(open_at(model.path, "blocks in the file"), "a fox", SETTINGS).pictures, theirs)
 
 
-def test_a_lora_is_not_folded_into_blocks(q4):
+def test_a_lora_is_not_folded_into_blocks(q4, lora):
     session = Session.open(q4.path, "cpu")
     with pytest.raises(U1Error, match="LoRAs cannot be folded into a quantised base; use them beside it"):
         session.fold([lora(session.config)])
@@ -149,7 +137,7 @@ def test_streamed_as_blocks(gguf_model, kind, resident):
 
 
 @pytest.mark.parametrize("resident", [0, 1, 3])
-def test_a_picture_with_a_lora_from_streamed_blocks(q4, tmp_path, resident):
+def test_a_picture_with_a_lora_from_streamed_blocks(q4, tmp_path, resident, lora):
     """As budgets place them: every layer in turn through two slots, some on the device, all of them."""
     reference = Session.open(q4.write_dequantised(tmp_path / "dequantised"), "cpu")
     session = Session.open(q4.path, "cpu", placement=Placement.spread(3, resident, slots=2))

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.lora.merge import merge_loras
-from u1_core.model.config import GENERATION, UNDERSTANDING, linear_modules
+from u1_core.model.config import GENERATION, UNDERSTANDING
 from u1_core.plan.budget import MODES
 from u1_core.prefix.build import build_blocks
 from u1_core.sample.guidance import Guidance
@@ -34,17 +33,6 @@ def models(tmp_path_factory):
     for kind in KINDS:
         write_tiny_model(root / kind, kind, dtype=torch.bfloat16)
     return {kind: root / kind for kind in KINDS}
-
-
-def lora(config) -> Adapter:
-    """On every linear map of the generation tower's layers and head, strong enough to be seen."""
-    modules = {}
-    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
-        if "_mot_gen" in path or ".fm_head." in path:
-            generator = torch.Generator().manual_seed(number)
-            down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
-            modules[path] = LoraModule(down, up, alpha=0.02)
-    return Adapter(modules, strength=0.7)
 
 
 def same_layers(ours, theirs, config, tower: str, order=(0, 2, 1, 1, 0, 2)) -> bool:
@@ -84,7 +72,7 @@ def test_blocks_streamed_and_dequantised_on_the_card(gguf_model, kind, placement
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_q4_k_file_with_a_lora_in_every_mode(gguf_model, tmp_path, close, dtype):
+def test_a_q4_k_file_with_a_lora_in_every_mode(gguf_model, tmp_path, close, dtype, lora):
     model = gguf_model("Q4_K_M")
     reference = Session.open(model.write_dequantised(tmp_path / "dequantised"), "cuda", dtype)
     plain = text_to_image(reference, "a fox", SETTINGS).pictures
@@ -101,7 +89,7 @@ def test_a_q4_k_file_with_a_lora_in_every_mode(gguf_model, tmp_path, close, dtyp
 
 @pytest.mark.parametrize("placement", [None, *PLACEMENTS], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_folded_on_the_card_is_merged(models, tmp_path, kind, placement):
+def test_folded_on_the_card_is_merged(models, tmp_path, kind, placement, lora):
     session = Session.open(models[kind], "cuda", "bf16", placement=placement)
     adapter = lora(session.config)
 
