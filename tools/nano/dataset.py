@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -24,7 +25,7 @@ from .scene import random_scene
 
 CAPTIONS, QUESTIONS = 4, 6
 EDIT_EVERY = 3
-"""One scene in this many comes with an edit."""
+"""One scene in this many comes with an edit, if not told otherwise."""
 DESCRIBE = ("describe the picture.", "what do you see?", "write a caption for this picture.")
 PICTURE_TOKENS = (SIZE // 16) ** 2
 ANSWER = "<|im_start|>assistant\n"
@@ -77,15 +78,17 @@ class Dataset:
         device: torch.device,
         workers: int,
         tokenizer: tokenizers.Tokenizer | None = None,
+        edit_every: int = EDIT_EVERY,
     ) -> "Dataset":
         """Draw `scenes` scenes on `workers` processes. Their words make a tokenizer, unless one is given."""
         started = time.monotonic()
-        pictures = np.empty((scenes + -(-scenes // EDIT_EVERY), 3, SIZE, SIZE), dtype=np.uint8)
+        pictures = np.empty((scenes + -(-scenes // edit_every), 3, SIZE, SIZE), dtype=np.uint8)
         texts: list[SceneTexts] = []
         after = scenes
         with get_context("fork").Pool(workers) as pool:
             numbers = range(seed * 10**7, seed * 10**7 + scenes)
-            for index, (text, before, edited) in enumerate(pool.imap(make_scene, numbers, chunksize=64)):
+            made = pool.imap(partial(make_scene, edit_every=edit_every), numbers, chunksize=64)
+            for index, (text, before, edited) in enumerate(made):
                 texts.append(text)
                 pictures[index] = before
                 if edited is not None:
@@ -114,7 +117,7 @@ class Dataset:
         return {task: (len(rows.head), rows.ids.shape[1]) for task, rows in self.rows.items()}
 
 
-def make_scene(number: int) -> tuple[SceneTexts, np.ndarray, np.ndarray | None]:
+def make_scene(number: int, edit_every: int = EDIT_EVERY) -> tuple[SceneTexts, np.ndarray, np.ndarray | None]:
     """Scene `number`: its texts, its picture (3, H, W), and the picture after its edit."""
     rng = random.Random(f"nano/{number}")
     scene = random_scene(rng)
@@ -123,7 +126,7 @@ def make_scene(number: int) -> tuple[SceneTexts, np.ndarray, np.ndarray | None]:
     asked = rng.sample(asked, min(QUESTIONS, len(asked)))
     asked.append((rng.choice(DESCRIBE), describe_full(scene)))
     instruction, edited = None, None
-    if number % EDIT_EVERY == 0:
+    if number % edit_every == 0:
         instruction, scene_after = edits(scene, rng)
         edited = _planes(render(scene_after, SIZE))
     return SceneTexts(said, asked, instruction), _planes(render(scene, SIZE)), edited

@@ -22,12 +22,12 @@ from u1_core.model.config import U1Config, tensor_shapes
 from u1_core.weights.random_model import RandomWeights
 from u1_core.weights.snapshot import Snapshot
 
-from .dataset import Dataset, Task
+from .dataset import EDIT_EVERY, Dataset, Task
 from .losses import Prompts, picture_loss, prefix_pass, words_loss
 from .model import HEAD_WIDTH, SIZE, nano_config, towers, write_snapshot
 
-BATCH = {"draw": 192, "edit": 48, "ask": 64}
-LEARNING_RATE, WARMUP_STEPS, WORDS_WEIGHT = 1e-3, 500, 0.2
+TASKS, BATCH = ("draw", "edit", "ask"), (192, 48, 64)
+LEARNING_RATE, WARMUP_STEPS, EDIT_WEIGHT, WORDS_WEIGHT = 1e-3, 500, 0.5, 0.2
 DROPPED = 0.1
 EMA_DECAY = 0.9995
 T_MEAN, T_STD = -0.8, 0.8
@@ -52,7 +52,7 @@ def main() -> None:
     config = U1Config.from_dict(nano_config())
     config = config.with_head_width_of({"fm_modules.fm_head.0.weight": (HEAD_WIDTH, config.width)})
     tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json")) if args.start else None
-    dataset = Dataset.make(args.scenes, args.scenes_seed, device, args.workers, tokenizer)
+    dataset = Dataset.make(args.scenes, args.scenes_seed, device, args.workers, tokenizer, args.edit_every)
     print(f"{args.scenes} scenes in {dataset.seconds:.0f} s; prompt lengths {dataset.lengths()}", flush=True)
     start = Snapshot.open(args.start) if args.start else RandomWeights(config, args.seed)
     parameters = {name: start.read(name).to(device, torch.float32).requires_grad_() for name in tensor_shapes(config)}
@@ -69,22 +69,22 @@ def train(
     average = {name: tensor.detach().clone() for name, tensor in parameters.items()}
     # Each task is compiled by itself: one graph of all three takes several times as long.
     drawing, answering = (torch.compile(f) if args.compile else f for f in (drawing_loss, answering_loss))
-    empty = dataset.unconditional()
+    empty, (drawn, edited, asked) = dataset.unconditional(), args.batch
     clock, step, history = Clock(args.minutes * 60), 0, []
     while True:
         # Now and then the edit loses its words, all of a batch at once: its picture stands elsewhere then.
         edit = "edit text-free" if torch.rand(()) < DROPPED else "edit"
         by_task = (
-            drawing(config, parameters, empty, dataset.draw("draw", BATCH["draw"]), DROPPED),
-            drawing(config, parameters, empty, dataset.draw(edit, BATCH["edit"]), 0.0),
-            answering(config, parameters, dataset.draw("ask", BATCH["ask"])),
+            drawing(config, parameters, empty, dataset.draw("draw", drawn), DROPPED),
+            drawing(config, parameters, empty, dataset.draw(edit, edited), 0.0),
+            answering(config, parameters, dataset.draw("ask", asked)),
         )
         if step == 0:
             clock.started = time.monotonic()
         share = clock.share()
         for group in optimizer.param_groups:
             group["lr"] = args.rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
-        (by_task[0] + by_task[1] * 0.5 + by_task[2] * WORDS_WEIGHT).backward()
+        (by_task[0] + by_task[1] * args.edit_weight + by_task[2] * WORDS_WEIGHT).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -126,7 +126,7 @@ def _named(by_task: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
     values = [round(loss.item(), 5) for loss in by_task]
     if not all(map(math.isfinite, values)):
         raise SystemExit(f"the loss is {values}")
-    return dict(zip(BATCH, values, strict=True))
+    return dict(zip(TASKS, values, strict=True))
 
 
 def _arguments() -> argparse.Namespace:
@@ -136,6 +136,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes-seed", type=int, default=0, help="another seed, other scenes")
+    parser.add_argument("--edit-every", type=int, default=EDIT_EVERY, help="one scene in this many comes with an edit")
+    parser.add_argument("--batch", type=int, nargs=3, default=BATCH, metavar=("DRAW", "EDIT", "ASK"))
+    parser.add_argument("--edit-weight", type=float, default=EDIT_WEIGHT, help="of their loss beside the pictures'")
     parser.add_argument("--start", type=Path, help="go on from this snapshot instead of from nothing")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="learning rate to begin with")
     parser.add_argument("--workers", type=int, default=16, help="processes that make scenes")
