@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from u1_core.kernels.switch import plain
 from u1_core.model.config import U1Config, tensor_shapes
 from u1_core.weights.random_model import RandomWeights
 from u1_core.weights.snapshot import Snapshot
@@ -56,7 +57,9 @@ def main() -> None:
     print(f"{args.scenes} scenes in {dataset.seconds:.0f} s; prompt lengths {dataset.lengths()}", flush=True)
     start = Snapshot.open(args.start) if args.start else RandomWeights(config, args.seed)
     parameters = {name: start.read(name).to(device, torch.float32).requires_grad_() for name in tensor_shapes(config)}
-    average = train(config, parameters, dataset, args)
+    # The compiler makes its own kernels of plain PyTorch, and ours would cut its graph into pieces.
+    with plain():
+        average = train(config, parameters, dataset, args)
     write_snapshot(args.out, nano_config(), dataset.tokenizer, average)
     print(f"wrote {args.out}")
 
