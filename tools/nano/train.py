@@ -4,12 +4,14 @@
 
 On one GPU of the H200's class, a first minute makes the scenes on all CPU cores. v-loss with logit-normal timesteps
 (-0.8, 0.8) and captions dropped 10% of the time, cross-entropy of answers beside it; AdamW with a warm-up and a linear
-decay to nothing over the given minutes, and an exponential moving average, which is what is saved.
+decay to nothing over the given minutes, and an exponential moving average, which is what is saved. Ctrl-C ends the run
+before its time.
 """
 
 import argparse
 import json
 import math
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,8 @@ from .losses import Prompts, picture_loss, prefix_pass, words_loss
 from .model import HEAD_WIDTH, SIZE, nano_config, towers, write_snapshot
 
 TASKS, BATCH = ("draw", "edit", "ask"), (192, 48, 64)
-LEARNING_RATE, WARMUP_STEPS, EDIT_WEIGHT, WORDS_WEIGHT = 1e-3, 500, 0.5, 0.2
+WEIGHTS = {"draw": 1.0, "edit": 0.5, "ask": 0.2}
+LEARNING_RATE, WARMUP_STEPS, LOG_EVERY = 1e-3, 500, 200
 DROPPED = 0.1
 EMA_DECAY = 0.9995
 T_MEAN, T_STD = -0.8, 0.8
@@ -41,8 +44,12 @@ class Clock:
     seconds: float
     started: float = 0.0
 
+    def stop(self) -> None:
+        self.seconds = 0.0
+
     def share(self) -> float:
-        return min(1.0, (time.monotonic() - self.started) / self.seconds)
+        """1 when the time is up."""
+        return 1.0 if not self.seconds else min(1.0, (time.monotonic() - self.started) / self.seconds)
 
 
 def main() -> None:
@@ -70,33 +77,26 @@ def train(
     """Run the loop for `args.minutes`. Returns the moving average of the parameters."""
     optimizer = torch.optim.AdamW(parameters.values(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     average = {name: tensor.detach().clone() for name, tensor in parameters.items()}
-    # Each task is compiled by itself: one graph of all three takes several times as long.
-    drawing, answering = (torch.compile(f) if args.compile else f for f in (drawing_loss, answering_loss))
-    empty, (drawn, edited, asked) = dataset.unconditional(), args.batch
+    losses = Losses(config, parameters, dataset, args)
     clock, step, history = Clock(args.minutes * 60), 0, []
+    signal.signal(signal.SIGINT, lambda *_: clock.stop())
     while True:
-        # Now and then the edit loses its words, all of a batch at once: its picture stands elsewhere then.
-        edit = "edit text-free" if torch.rand(()) < DROPPED else "edit"
-        by_task = (
-            drawing(config, parameters, empty, dataset.draw("draw", drawn), DROPPED),
-            drawing(config, parameters, empty, dataset.draw(edit, edited), 0.0),
-            answering(config, parameters, dataset.draw("ask", asked)),
-        )
+        by_task = losses.at(step)
         if step == 0:
             clock.started = time.monotonic()
         share = clock.share()
         for group in optimizer.param_groups:
             group["lr"] = args.rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
-        (by_task[0] + by_task[1] * args.edit_weight + by_task[2] * WORDS_WEIGHT).backward()
+        sum(WEIGHTS[task] * loss for task, loss in by_task.items()).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        step += 1
-        if step % 200 == 0 or share >= 1:
+        if step % LOG_EVERY == 0 or share >= 1:
             history.append({"step": step, "seconds": time.monotonic() - clock.started} | _named(by_task))
             print(json.dumps(history[-1]), flush=True)
+        step += 1
         if share >= 1:
             break
     if args.log:
@@ -104,6 +104,35 @@ def train(
             json.dumps({"seed": args.seed, "scenes": args.scenes, "history": history}), encoding="utf-8"
         )
     return average
+
+
+class Losses:
+    """The losses of a step's tasks, each of a random batch; not every task is in every step."""
+
+    def __init__(
+        self, config: U1Config, parameters: dict[str, Tensor], dataset: Dataset, args: argparse.Namespace
+    ) -> None:
+        self._config, self._parameters, self._dataset, self._args = config, parameters, dataset, args
+        self._empty = dataset.unconditional()
+        # Each task is compiled by itself: one graph of all three takes several times as long.
+        loss = {"draw": drawing_loss, "edit": drawing_loss, "ask": answering_loss}
+        self._loss = {task: torch.compile(f) if task in args.compile else f for task, f in loss.items()}
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        """Task -> its loss, of the tasks that are in this step."""
+        every = zip(TASKS, self._args.every, self._args.batch, strict=True)
+        return {task: self._of(task, size) for task, steps, size in every if step % steps == 0}
+
+    def _of(self, task: str, size: int) -> Tensor:
+        model, draw, loss = (self._config, self._parameters), self._dataset.draw, self._loss[task]
+        if task == "ask":
+            return loss(*model, draw(task, size))
+        if task == "draw":
+            return loss(*model, self._empty, draw(task, size), DROPPED)
+        if torch.rand(()) < DROPPED:
+            # Without its words, all of a batch at once: its picture stands elsewhere then, which is another graph.
+            return drawing_loss(*model, self._empty, draw("edit text-free", size), 0.0)
+        return loss(*model, self._empty, draw(task, size), 0.0)
 
 
 def drawing_loss(config: U1Config, parameters: dict[str, Tensor], empty: Prompts, task: Task, drop: float) -> Tensor:
@@ -125,11 +154,11 @@ def answering_loss(config: U1Config, parameters: dict[str, Tensor], task: Task) 
     return words_loss(understanding, hidden, task.prompts, task.answer_from)
 
 
-def _named(by_task: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
-    values = [round(loss.item(), 5) for loss in by_task]
-    if not all(map(math.isfinite, values)):
+def _named(by_task: dict[str, Tensor]) -> dict[str, float]:
+    values = {task: round(loss.item(), 5) for task, loss in by_task.items()}
+    if not all(map(math.isfinite, values.values())):
         raise SystemExit(f"the loss is {values}")
-    return dict(zip(TASKS, values, strict=True))
+    return values
 
 
 def _arguments() -> argparse.Namespace:
@@ -141,13 +170,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scenes-seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--edit-every", type=int, default=EDIT_EVERY, help="one scene in this many comes with an edit")
     parser.add_argument("--batch", type=int, nargs=3, default=BATCH, metavar=("DRAW", "EDIT", "ASK"))
-    parser.add_argument("--edit-weight", type=float, default=EDIT_WEIGHT, help="of their loss beside the pictures'")
+    parser.add_argument("--every", type=int, nargs=3, default=(1, 1, 1), metavar=("DRAW", "EDIT", "ASK"), help="steps")
+    parser.add_argument("--ema", type=float, default=EMA_DECAY, help="decay of the moving average")
     parser.add_argument("--start", type=Path, help="go on from this snapshot instead of from nothing")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="learning rate to begin with")
     parser.add_argument("--workers", type=int, default=16, help="processes that make scenes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--log", type=Path, help="JSON file for the curves")
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--compile", nargs="*", choices=TASKS, default=TASKS, help="minutes each, the first time")
     return parser.parse_args()
 
 
