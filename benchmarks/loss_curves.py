@@ -70,8 +70,8 @@ def main() -> None:
         kinds["memory cut"] = (recipe, limits[first], (args.steps // 3, limits[last]))
         kinds["another seed"] = (other, limits[first], None)
         found = {"machine": machine(device) if device.type == "cuda" else "CPU", "about": _about(args), "runs": {}}
-        for name, kind in kinds.items():
-            found["runs"][name] = _run(*kind, name)
+        for name in (name for name in kinds if name in args.runs or not args.runs):
+            found["runs"][name] = _run(*kinds[name], name)
             if args.json:
                 args.json.write_text(json.dumps(found), encoding="utf-8")
     print(f"{found['machine']}; {found['about']}\n{_table(found['runs'])}")
@@ -87,6 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--accumulated", type=int, default=2)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--runs", nargs="*", help="names of the runs to make (default: all)")
     parser.add_argument("--json", type=Path, help="write the curves here")
     parser.add_argument("--png", type=Path, help="draw them here; needs matplotlib")
     return parser.parse_args()
@@ -169,6 +170,7 @@ def _run(recipe: Recipe, limit: Limit, cut: tuple[int, Limit] | None, name: str)
             trainers[0].plan = replace(limit, placement=trainers[0].plan.placement)
         else:
             enforce(limit, device)
+            torch.cuda.empty_cache()  # what is cached would do for all steps to come
 
     def begin(trainer: Trainer, _: Path) -> None:
         trainers.append(trainer)

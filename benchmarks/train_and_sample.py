@@ -1,10 +1,11 @@
 """Training and prompting in one process on a card of a given size: how much memory it takes, and what a picture costs.
 
 A run of the default recipe trains U1-8B in the background while pictures are drawn, through the functions that the
-nodes call. The weights are random and made on the GPU. A card of --card GiB is played by a larger one: the allocator
-may take no more than that card would have free beside a desktop. Printed, and with --json FILE written: the most memory
-in use on the card, the CUDA context included, seconds of a picture with and without a run, and seconds that the run
-lost by it: from its last step before to the end of its first one after, less one step.
+nodes call. The model is written to --model if there is none (35 GB, random weights). A card of --card GiB is played by
+a larger one: the allocator may take no more than that card would have free beside CUDA's own and a desktop. Printed,
+and with --json FILE written: the most memory in use on the card, the CUDA context included, seconds of a picture with
+and without a run, and seconds that the run lost by it: from its last step before to the end of its first one after,
+less one step.
 """
 
 import argparse
@@ -19,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from on_disk import have_model, model_options
 from PIL import Image
-from work import machine, model_config, parser
+from work import machine, parser
 
-from u1_core.model.config import U1Config
 from u1_core.plan.budget import GIB, Budget, desktop_bytes, enforce
-from u1_core.session import DTYPES, Session
-from u1_core.weights.random_model import RandomWeights
-from u1_core.weights.tiny import write_tiny_tokenizer
+from u1_core.session import Session
 from u1_core.workflow.dataset import dataset
 from u1_core.workflow.drawing import sample
 from u1_core.workflow.handles import Model
@@ -41,20 +40,8 @@ RUN = "evening"
 POLL_S = 0.02
 
 
-class RandomModel(RandomWeights):
-    """Stands where a snapshot does; `folder` has the tokenizer."""
-
-    def __init__(self, config: U1Config, device: torch.device, folder: Path) -> None:
-        super().__init__(config, device=device)
-        self.path = self.folder = folder
-        self.tensors: dict[str, Any] = {}
-
-    def fingerprint(self) -> str:
-        return "random"
-
-
 class OneModel(Studio):
-    """A studio whose only model is the random one."""
+    """A studio with a single model, which is open."""
 
     def __init__(self, places: Places, host: Host, session: Session) -> None:
         super().__init__(places, str(session.device), host)
@@ -95,11 +82,12 @@ class Prompts(Host):
 
 def main() -> None:
     args = options().parse_args()
-    device, config = torch.device(args.device), model_config(args)
-    budget = card_budget(args.card, device)
+    device = torch.device(args.device)
+    have_model(args)
+    budget = card_budget(args.card, device) if args.budget == "auto" else Budget.parse(args.budget)
     enforce(budget, device)
     with tempfile.TemporaryDirectory() as folder, watching(device) as used:
-        found = measure_evening(args, config, device, budget, Path(folder))
+        found = measure_evening(args, device, budget, Path(folder))
     found["memory"] = memory_taken(args.card, device, used)
     if device.type == "cuda":
         print(f"{machine(device)}, {args.width}x{args.height}, a card of {args.card} GiB, budget {budget}")
@@ -110,8 +98,8 @@ def main() -> None:
 
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__)
+    model_options(made, "auto")
     made.add_argument("--card", type=float, default=16, help="GiB of the card that is played (default 16)")
-    made.add_argument("--tokenizer", type=Path, help="folder of U1's tokenizer (default: a small one)")
     made.add_argument("--steps", type=int, default=20, help="of a picture (default 20)")
     made.add_argument("--cfg", type=float, default=4.0)
     made.add_argument("--pictures", type=int, default=2, help="drawn while the run trains (default 2)")
@@ -119,26 +107,20 @@ def options() -> argparse.ArgumentParser:
 
 
 def card_budget(card_gib: float, device: torch.device) -> Budget:
-    """What a card of this size has free beside a desktop."""
+    """What the budget "auto" finds free on a card of this size: what CUDA itself takes is not, nor a desktop's room."""
     if device.type == "cpu":
         return Budget.parse("auto")
     card_bytes = int(card_gib * GIB)
-    return Budget("", card_bytes - desktop_bytes(card_bytes))
+    free, total = torch.cuda.mem_get_info(device)
+    return Budget("", card_bytes - (total - free) - desktop_bytes(card_bytes))
 
 
-def measure_evening(
-    args: argparse.Namespace, config: U1Config, device: torch.device, budget: Budget, folder: Path
-) -> dict[str, Any]:
+def measure_evening(args: argparse.Namespace, device: torch.device, budget: Budget, folder: Path) -> dict[str, Any]:
     """A picture without a run, a run, pictures beside it; seconds of each and what the run lost."""
-    tokenizer = args.tokenizer or folder / "tokenizer"
-    if not args.tokenizer:
-        tokenizer.mkdir()
-        write_tiny_tokenizer(tokenizer)
-    dtype = DTYPES["fp32" if device.type == "cpu" else "bf16"]
-    session = Session(RandomModel(config, device, tokenizer), device, dtype, None, budget=budget)
+    session = Session.open(args.model, args.device, budget=budget)
     places = Places((), (folder / "loras",), folder / "output", folder / "cache", folder / "input")
     host = Prompts()
-    studio, model = OneModel(places, host, session), Model("random", str(folder))
+    studio, model = OneModel(places, host, session), Model("random", str(args.model))
 
     def picture(seed: int) -> float:
         sides = {"size": CUSTOM_SIZE, "width": args.width, "height": args.height}

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from u1_core.weights.tiny import tiny_config
+from u1_core.weights.tiny import write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "train_and_sample.py"
 
 
 def test_pictures_beside_a_run_and_what_the_run_loses_by_them(tmp_path):
-    config, out = tmp_path / "config.json", tmp_path / "figures.json"
-    config.write_text(json.dumps(tiny_config("u1")), encoding="utf-8")
+    model, out = tmp_path / "model", tmp_path / "figures.json"
+    write_tiny_model(model)
     small = ["--width", 64, "--height", 64, "--steps", 10, "--warmup", 1, "--repeats", 4, "--pictures", 2]
-    command = [sys.executable, SCRIPT, "--device", "cpu", "--config", config, "--json", out, *small]
+    command = [sys.executable, SCRIPT, "--device", "cpu", "--model", model, "--json", out, *small]
     # More threads would only wait for each other.
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(part) for part in command], cwd=tmp_path, env=alone, capture_output=True, text=True)
