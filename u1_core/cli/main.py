@@ -6,6 +6,7 @@ import os
 import sys
 
 from u1_core import __version__
+from u1_core.cli import ahead
 from u1_core.errors import U1Error, nearest
 
 COMMANDS = {
@@ -61,6 +62,7 @@ def _run(argv: list[str] | None) -> int:
         if name not in COMMANDS:
             raise U1Error(f"u1: there is no command {name!r}{nearest(name, COMMANDS)}; `u1 --help` lists them")
         module_name, help_line = COMMANDS[name]
+        ahead.begin(name, argv[1:])
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(prog=f"u1 {name}", description=help_line, allow_abbrev=False)
         module.add_arguments(parser)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from u1_core import nano
 from u1_core.errors import U1Error
-from u1_core.weights.snapshot import PICKLES, Snapshot
-from u1_core.weights.write import replacing
 
 SOURCE_FILE = "u1_source.json"
 """Beside the weights: which hub id and which revision they are."""
@@ -37,6 +35,8 @@ def download(
     the hub cannot be reached, will not give the files, or has no U1 model under that id.
     """
     import huggingface_hub as hub
+
+    from u1_core.weights.snapshot import Snapshot  # imports PyTorch, which finding a model needs not wait for
 
     if to is not None:
         _refuse_foreign_folder(to, repo_id)
@@ -111,6 +111,8 @@ def source_of(folder: Path) -> dict[str, str]:
 
 
 def _wanted_files(repo_id: str, names: list[str]) -> list[str]:
+    from u1_core.weights.snapshot import PICKLES
+
     wanted = [name for name in names if _WANTED.fullmatch(name)]
     if not any(name.endswith(".safetensors") for name in wanted):
         pickles = [name for name in names if name.endswith(PICKLES)]
@@ -134,6 +136,8 @@ def _refuse_foreign_folder(folder: Path, repo_id: str) -> None:
 
 
 def _record_source(folder: Path, repo_id: str, revision: str) -> None:
+    from u1_core.weights.write import replacing
+
     with replacing(folder / SOURCE_FILE, overwrite=True) as file:
         file.write(json.dumps({"id": repo_id, "revision": revision}, indent=1).encode())
 

@@ -1,4 +1,4 @@
-"""Many tensors read at once: one thread alone gets neither all that an SSD can give nor all that memory can."""
+"""Many tensors read at once."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from u1_core.weights.read_ahead import READERS
 from u1_core.weights.source import TensorSource
-
-READERS = 4
 
 
 def read_places(source: TensorSource, places: Iterable[tuple[str, Tensor]]) -> None:
