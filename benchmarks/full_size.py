@@ -11,13 +11,14 @@ from work import PREFIX_TOKENS, Training, machine, measure, model_config, parser
 
 from u1_core.model.stack import ladder
 from u1_core.train.recipe import Recipe
-from u1_core.weights.random_model import random_generation
+from u1_core.weights.random_model import RandomWeights
+from u1_core.weights.store import load_generation
 
 
 def main() -> None:
     args = parser(__doc__).parse_args()
     device, config = torch.device(args.device), model_config(args)
-    weights = random_generation(config, device, torch.bfloat16)
+    weights = load_generation(RandomWeights(config, device=device), device, torch.bfloat16)
     rows = {"sampling, cfg 4": measure(sampling_step(config, weights, args.width, args.height), args, device)}
     training = Training.create(config, weights, Recipe())
     turns, kept = training.passes(1, args.width, args.height, device), ladder(config.layers, recompute=True)

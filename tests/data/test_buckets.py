@@ -1,9 +1,8 @@
 import math
 
 import pytest
-from PIL import Image
 
-from u1_core.data.buckets import INTERLEAVE, TEXT_TO_IMAGE, bucket_for, bucket_sizes, edit_size, fit_crop, parse_size
+from u1_core.data.buckets import INTERLEAVE, TEXT_TO_IMAGE, bucket_for, bucket_sizes, cover_box, edit_size, parse_size
 from u1_core.errors import U1Error
 
 
@@ -126,35 +125,10 @@ def test_sizes_that_are_none(text, message):
         parse_size(text, 32)
 
 
-def stripes() -> Image.Image:
-    """90x40: thirty columns each of red, green and blue."""
-    image = Image.new("RGB", (90, 40))
-    for column, colour in enumerate(("red", "lime", "blue")):
-        image.paste(colour, (30 * column, 0, 30 * column + 30, 40))
-    return image
-
-
-def test_cropping_keeps_the_middle_and_the_ratio():
-    cropped = fit_crop(stripes(), 60, 80)  # scaled by 2, then 60 of 180 columns are kept: the green ones
-    assert cropped.size == (60, 80)
-    assert cropped.getpixel((10, 5)) == cropped.getpixel((49, 75)) == (0, 255, 0)
-    tall = fit_crop(stripes().rotate(90, expand=True), 80, 60)
-    assert tall.getpixel((5, 10)) == tall.getpixel((75, 49)) == (0, 255, 0)
-
-
-def test_cropping_a_picture_that_fits_changes_nothing():
-    assert fit_crop(stripes(), 90, 40).tobytes() == stripes().tobytes()
-
-
-def test_stretching_keeps_all_of_it():
-    stretched = fit_crop(stripes(), 60, 80, mode="stretch")
-    assert stretched.size == (60, 80)
-    assert [stretched.getpixel((x, 40)) for x in (5, 30, 55)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-
-
-def test_a_misspelt_fit():
-    with pytest.raises(U1Error, match=r"fit is 'crpo', but it must be crop or stretch; did you mean 'crop'\?"):
-        fit_crop(stripes(), 8, 8, mode="crpo")
+def test_covering_keeps_the_middle_and_the_ratio():
+    assert cover_box((90, 40), (60, 80)) == (30, 0, 60, 40)  # scaled by 2, then 60 of 180 columns
+    assert cover_box((40, 90), (80, 60)) == (0, 30, 40, 60)
+    assert cover_box((90, 40), (180, 80)) == (0, 0, 90, 40)
 
 
 def test_ratios_survive_scaling():

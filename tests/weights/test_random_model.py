@@ -6,14 +6,9 @@ import torch
 from u1_core.errors import U1Error
 from u1_core.model.config import GENERATION, U1Config, tensor_shapes
 from u1_core.weights.layout import layer_slices
-from u1_core.weights.random_model import (
-    RandomWeights,
-    random_generation,
-    random_tensors,
-    random_understanding,
-    write_random_snapshot,
-)
+from u1_core.weights.random_model import RandomWeights, random_tensors, write_random_snapshot
 from u1_core.weights.snapshot import Snapshot, check_shapes
+from u1_core.weights.store import load_generation, load_understanding
 from u1_core.weights.tiny import KINDS, tiny_config
 
 
@@ -43,10 +38,10 @@ def test_a_written_snapshot_is_the_model_made_in_memory(tmp_path):
     assert snapshot.config.head_width == 32
     assert len(list((tmp_path / "model").glob("*.safetensors"))) == 3
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == tiny_config("a3b")
-    made = random_generation(snapshot.config, "cpu", torch.bfloat16, 5)
+    made = load_generation(RandomWeights(snapshot.config, 5), "cpu", torch.bfloat16)
     held = dict(layer_slices(snapshot.config, GENERATION, 1, made.layers[1])) | dict(made.modules)
     assert all(torch.equal(tensor, snapshot.read(name)) for name, tensor in held.items())
-    understanding = random_understanding(snapshot.config, "cpu", torch.bfloat16, 5)
+    understanding = load_understanding(RandomWeights(snapshot.config, 5), "cpu", torch.bfloat16)
     assert torch.equal(understanding.lm_head, snapshot.read("language_model.lm_head.weight"))
     assert len(tensor_shapes(snapshot.config)) == len(snapshot.tensors)
 

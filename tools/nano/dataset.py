@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -100,12 +100,22 @@ class Dataset:
 
     def draw(self, task: str, size: int) -> Task:
         """A random batch."""
+        ids = self.rows[task].ids
+        return self.take(task, torch.randint(len(ids), (size,), device=ids.device))
+
+    def take(self, task: str, pick: Tensor) -> Task:
+        """The batch of these rows."""
         rows = self.rows[task]
-        pick = torch.randint(len(rows.ids), (size,), device=rows.ids.device)
         seen = self.pictures[rows.picture[pick]].float() / 255 if rows.has_picture else None
         target = self.pictures[rows.target[pick]] if task != "ask" else None
         prompts = Prompts(rows.head, rows.ids[pick].long(), rows.lengths[pick], seen)
         return Task(prompts, target, rows.answer_from[pick])
+
+    def keep(self, task: str, which: Tensor) -> None:
+        """Leave out all rows but these."""
+        rows = self.rows[task]
+        kept = {name: getattr(rows, name)[which] for name in ("ids", "lengths", "picture", "target", "answer_from")}
+        self.rows[task] = replace(rows, **kept)
 
     def unconditional(self) -> Prompts:
         """The one prompt that dropped captions become."""

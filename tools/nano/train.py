@@ -21,17 +21,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from u1_core.kernels.switch import plain
-from u1_core.model.config import U1Config, tensor_shapes
+from u1_core.model.config import EMBED_TOKENS, U1Config, tensor_shapes
 from u1_core.weights.random_model import RandomWeights
 from u1_core.weights.snapshot import Snapshot
 
 from .dataset import EDIT_EVERY, Dataset, Task
-from .losses import Prompts, picture_loss, prefix_pass, words_loss
+from .losses import Prompts, draw_pass, picture_loss, prefix_pass, words_loss
 from .model import HEAD_WIDTH, SIZE, nano_config, towers, write_snapshot
 
 TASKS, BATCH = ("draw", "edit", "ask"), (192, 48, 64)
 WEIGHTS = {"draw": 1.0, "edit": 0.5, "ask": 0.2}
-LEARNING_RATE, WARMUP_STEPS, LOG_EVERY = 1e-3, 500, 200
+LEARNING_RATE, WARMUP_STEPS, LOG_EVERY, HARDNESS_BATCH = 1e-3, 500, 200, 64
 DROPPED = 0.1
 EMA_DECAY = 0.9995
 T_MEAN, T_STD = -0.8, 0.8
@@ -66,6 +66,8 @@ def main() -> None:
     parameters = {name: start.read(name).to(device, torch.float32).requires_grad_() for name in tensor_shapes(config)}
     # The compiler makes its own kernels of plain PyTorch, and ours would cut its graph into pieces.
     with plain():
+        if args.hardest < 1:
+            keep_hardest(config, parameters, dataset, args.hardest)
         average = train(config, parameters, dataset, args)
     write_snapshot(args.out, nano_config(), dataset.tokenizer, average)
     print(f"wrote {args.out}")
@@ -86,7 +88,7 @@ def train(
             clock.started = time.monotonic()
         share = clock.share()
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - share)
+            group["lr"] = args.rate * min(1.0, (step + 1) / args.warmup) * (1 - share)
         sum(WEIGHTS[task] * loss for task, loss in by_task.items()).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -104,6 +106,25 @@ def train(
             json.dumps({"seed": args.seed, "scenes": args.scenes, "history": history}), encoding="utf-8"
         )
     return average
+
+
+@torch.no_grad()
+def keep_hardest(config: U1Config, parameters: dict[str, Tensor], dataset: Dataset, share: float) -> None:
+    """Leave, of the edits, those that the model draws worst when it begins: there it decides what they come to."""
+    understanding, generation = towers(config, parameters, dtype_on(parameters))
+    device = parameters[EMBED_TOKENS].device
+    errors = []
+    for which in torch.arange(len(dataset.rows["edit"].ids), device=device).split(HARDNESS_BATCH):
+        task = dataset.take("edit", which)
+        x0 = task.target.float() / 127.5 - 1
+        noise = torch.randn_like(x0) * config.noise_scale_for((SIZE // config.token_pixels) ** 2)
+        x_pred = draw_pass(
+            config, generation, prefix_pass(config, understanding, task.prompts)[1], noise, torch.zeros(len(x0)).to(x0)
+        )
+        errors.append((x_pred - x0).square().mean((1, 2, 3)))
+    hardness = torch.cat(errors)
+    dataset.keep("edit", hardness.topk(int(share * len(hardness))).indices)
+    print(f"the hardest {share:.0%} of {len(hardness)} edits: {hardness.mean():.4f} in the mean", flush=True)
 
 
 class Losses:
@@ -135,9 +156,14 @@ class Losses:
         return loss(*model, self._empty, draw(task, size), 0.0)
 
 
+def dtype_on(parameters: dict[str, Tensor]) -> torch.dtype:
+    """What the passes compute in: CPUs are no quicker in bf16."""
+    return torch.bfloat16 if parameters[EMBED_TOKENS].is_cuda else torch.float32
+
+
 def drawing_loss(config: U1Config, parameters: dict[str, Tensor], empty: Prompts, task: Task, drop: float) -> Tensor:
     """The v-loss of a batch of pictures; the share `drop` of them is drawn from the empty prompt."""
-    understanding, generation = towers(config, parameters, torch.bfloat16)
+    understanding, generation = towers(config, parameters, dtype_on(parameters))
     _, unconditional = prefix_pass(config, understanding, empty)
     _, prefixes = prefix_pass(config, understanding, task.prompts)
     x0 = task.target.float() / 127.5 - 1
@@ -149,7 +175,7 @@ def drawing_loss(config: U1Config, parameters: dict[str, Tensor], empty: Prompts
 
 def answering_loss(config: U1Config, parameters: dict[str, Tensor], task: Task) -> Tensor:
     """The cross-entropy of a batch of answers."""
-    understanding, _ = towers(config, parameters, torch.bfloat16)
+    understanding, _ = towers(config, parameters, dtype_on(parameters))
     hidden, _ = prefix_pass(config, understanding, task.prompts)
     return words_loss(understanding, hidden, task.prompts, task.answer_from)
 
@@ -171,6 +197,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--edit-every", type=int, default=EDIT_EVERY, help="one scene in this many comes with an edit")
     parser.add_argument("--batch", type=int, nargs=3, default=BATCH, metavar=("DRAW", "EDIT", "ASK"))
     parser.add_argument("--every", type=int, nargs=3, default=(1, 1, 1), metavar=("DRAW", "EDIT", "ASK"), help="steps")
+    parser.add_argument(
+        "--hardest", type=float, default=1.0, help="share of the edits, by the model's error, to train on"
+    )
+    parser.add_argument("--warmup", type=int, default=WARMUP_STEPS, help="steps")
     parser.add_argument("--ema", type=float, default=EMA_DECAY, help="decay of the moving average")
     parser.add_argument("--start", type=Path, help="go on from this snapshot instead of from nothing")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="learning rate to begin with")

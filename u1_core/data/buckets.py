@@ -7,10 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 
-from PIL import Image
-
 from u1_core.data.pictures import smart_resize
-from u1_core.errors import U1Error, nearest
+from u1_core.errors import U1Error
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -99,19 +97,6 @@ def parse_size(
         )
     budget = _parse_megapixels(amount, text) if at else pixels or math.prod(official["1:1"])
     return bucket_sizes(budget, token_pixels, official)[ratio]
-
-
-def fit_crop(image: Image.Image, width: int, height: int, mode: str = "crop") -> Image.Image:
-    """An RGB image at exactly width x height.
-
-    "crop" scales it to cover that size and cuts off evenly what juts out (Lanczos); "stretch" distorts it (bicubic),
-    as the reference trainer does.
-    """
-    if mode == "stretch":
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    if mode != "crop":
-        raise U1Error(f"fit is {mode!r}, but it must be crop or stretch{nearest(mode, ('crop', 'stretch'))}")
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=cover_box(image.size, (width, height)))
 
 
 def cover_box(original: Size, size: Size) -> tuple[float, float, float, float]:

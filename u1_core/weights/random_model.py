@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from u1_core.model.config import Shape, U1Config, tensor_shapes
-from u1_core.model.views import Generation, Understanding
-from u1_core.weights.store import Device, load_generation, load_understanding
+from u1_core.weights.store import Device
 from u1_core.weights.write import SHARD_BYTES, SafetensorsWriter
 
 
@@ -47,16 +46,6 @@ def random_tensors(
     source = RandomWeights(config, seed, device)
     for name in tensor_shapes(config):
         yield name, source.read(name).to(dtype)
-
-
-def random_understanding(config: U1Config, device: Device, dtype: torch.dtype, seed: int = 0) -> Understanding:
-    """An understanding tower made where it is to stand, without going through host memory."""
-    return load_understanding(RandomWeights(config, seed, device), device, dtype)
-
-
-def random_generation(config: U1Config, device: Device, dtype: torch.dtype, seed: int = 0) -> Generation:
-    """A generation tower made where it is to stand, without going through host memory."""
-    return load_generation(RandomWeights(config, seed, device), device, dtype)
 
 
 def write_random_snapshot(
