@@ -1,5 +1,7 @@
 // A run's curves on a canvas: loss by step, its moving mean, and validation as a share of the untrained model.
 
+import { say } from "./words.js";
+
 const PAD = { left: 52, right: 44, top: 18, bottom: 22 };
 const SMOOTHED_OVER = 20;
 
@@ -37,7 +39,7 @@ export function drawChart(canvas, points, marks) {
   ink.font = "12px sans-serif";
   ink.fillStyle = colours.ink;
   if (!points.length) {
-    ink.fillText("no steps yet", PAD.left, height / 2);
+    ink.fillText(say("no steps yet"), PAD.left, height / 2);
     return;
   }
   const means = movingMeans(points.map(([, loss]) => loss));
@@ -63,8 +65,8 @@ export function drawChart(canvas, points, marks) {
       ink.fillText(`${Math.round(most * share)}%`, width - PAD.right + 6, y(share) + 4);
     }
   }
-  legend(ink, "loss", "left", PAD.left, colours.loss);
-  if (validations.length) legend(ink, "validation, % of base", "right", width - PAD.right, colours.validation);
+  legend(ink, say("loss"), "left", PAD.left, colours.loss);
+  if (validations.length) legend(ink, say("validation, % of base"), "right", width - PAD.right, colours.validation);
   ink.globalAlpha = 0.3;
   ink.strokeStyle = colours.loss;
   line(ink, points.map(([step, loss]) => [x(step), y(loss / top)]), 1);

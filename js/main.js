@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { makePanel } from "./panel.js";
 import { list } from "./runs.js";
+import { loadWords, say } from "./words.js";
 
 const CATEGORY = "U1 Style Studio";
 const WITH_PANEL = new Set(["TrainStyleLoRA", "U1TrainingRun"]);
@@ -72,13 +73,13 @@ function keepCanvas() {
 }
 
 function renderRuns(container) {
-  container.innerHTML = `<section class="u1-runs"><h3>U1 training runs</h3><ul></ul><p></p></section>`;
+  container.innerHTML = `<section class="u1-runs"><h3>${say("U1 training runs")}</h3><ul></ul><p></p></section>`;
   const [items, empty] = [container.querySelector("ul"), container.querySelector("p")];
   const panel = makePanel();
 
   async function refresh() {
     const runs = await list();
-    empty.textContent = runs.length ? "" : "No runs yet. Queue a workflow with Train Style LoRA.";
+    empty.textContent = runs.length ? "" : say("No runs yet. Queue a workflow with Train Style LoRA.");
     items.replaceChildren(
       ...runs.map((status) => {
         const item = document.createElement("li");
@@ -111,10 +112,11 @@ function renderRuns(container) {
   };
 }
 
-const inShort = (status) => `${status.state} · ${status.step}/${status.steps}`;
+const inShort = (status) => `${say(status.state)} · ${status.step}/${status.steps}`;
 
 app.registerExtension({
   name: "u1.style.studio",
+  init: loadWords,
   setup() {
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet" });
     style.href = new URL("./u1.css", import.meta.url).href;
@@ -123,8 +125,8 @@ app.registerExtension({
     app.extensionManager.registerSidebarTab({
       id: "u1-runs",
       icon: "pi pi-chart-line",
-      title: "U1 runs",
-      tooltip: "U1 training runs",
+      title: say("U1 runs"),
+      tooltip: say("U1 training runs"),
       type: "custom",
       render(container) {
         close?.();

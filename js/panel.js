@@ -3,15 +3,18 @@
 import { drawChart, movingMeans } from "./chart.js";
 import { makePreviews } from "./previews.js";
 import { act, ended, known, load, watch } from "./runs.js";
+import { say } from "./words.js";
 
 const AT_WORK = ["running", "giving way"];
-const BUTTONS = [
-  ["pause", "Pause", "Hold the run after its present step; prompts may use its live weights", (s) => AT_WORK.includes(s.state)],
-  ["resume", "Go on", "Let the paused run go on", (s) => s.state === "paused"],
-  ["save", "Save now", "Write a checkpoint after the present step", (s) => AT_WORK.includes(s.state)],
-  ["preview", "Preview now", "Draw the previews after the present step", (s) => AT_WORK.includes(s.state)],
-  ["stop", "Stop and save", "Write a checkpoint and end the run", (s) => !ended(s)],
-  ["resume", "Resume", "Go on from the last checkpoint", (s) => s.resumable],
+const atWork = (status) => AT_WORK.includes(status.state);
+/** Each with what it asks for, its words, what they mean, and when it is of use. */
+const buttonsInWords = () => [
+  ["pause", say("Pause"), say("Hold the run after its present step; prompts may use its live weights"), atWork],
+  ["resume", say("Go on"), say("Let the paused run go on"), (status) => status.state === "paused"],
+  ["save", say("Save now"), say("Write a checkpoint after the present step"), atWork],
+  ["preview", say("Preview now"), say("Draw the previews after the present step"), atWork],
+  ["stop", say("Stop and save"), say("Write a checkpoint and end the run"), (status) => !ended(status)],
+  ["resume", say("Resume"), say("Go on from the last checkpoint"), (status) => status.resumable],
 ];
 
 /** An element showing the run that `show(id)` names; `remove()` ends its watching. */
@@ -20,8 +23,8 @@ export function makePanel() {
   element.className = "u1-panel";
   element.tabIndex = -1;
   element.innerHTML = `
-    <header><strong class="u1-name">No run yet</strong><span class="u1-state" role="status"></span></header>
-    <progress class="u1-progress" max="1" value="0" aria-label="steps done"></progress>
+    <header><strong class="u1-name">${say("No run yet")}</strong><span class="u1-state" role="status"></span></header>
+    <progress class="u1-progress" max="1" value="0" aria-label="${say("steps done")}"></progress>
     <p class="u1-words"></p>
     <p class="u1-trouble" role="alert" hidden></p>
     <canvas class="u1-chart" role="img"></canvas>
@@ -35,7 +38,7 @@ export function makePanel() {
   let problem = ""; // what came of the last button
   let due = 0;
 
-  const buttons = BUTTONS.map(([action, words, title, fits]) => {
+  const buttons = buttonsInWords().map(([action, words, title, fits]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: words, title, hidden: true });
     button.dataset.action = action;
     button.addEventListener("click", async () => {
@@ -52,7 +55,7 @@ export function makePanel() {
     if (!run) return;
     const { status, points, marks } = run;
     find("name").textContent = status.id;
-    find("state").textContent = status.state;
+    find("state").textContent = say(status.state);
     find("state").dataset.state = status.state;
     find("progress").value = status.steps ? status.step / status.steps : 0;
     find("words").textContent = inWords(status, points, marks);
@@ -66,7 +69,7 @@ export function makePanel() {
       (next ?? element).focus(); // keys go on where they were, and never end a run by pressing twice
     }
     drawChart(canvas, points, marks);
-    canvas.setAttribute("aria-label", `loss of ${status.id}: ${find("words").textContent}`);
+    canvas.setAttribute("aria-label", `${say("loss of {run}", { run: status.id })}: ${find("words").textContent}`);
     previews.show(id, marks);
   }
 
@@ -105,15 +108,15 @@ export function makePanel() {
 }
 
 function inWords(status, points, marks) {
-  const words = [`step ${status.step} of ${status.steps}`];
+  const words = [say("step {step} of {steps}", status)];
   const pace = status.seconds_per_step;
   if (pace) {
-    words.push(`${pace < 1 ? pace.toFixed(2) : pace.toFixed(1)} s a step`);
-    if (!ended(status)) words.push(`${duration((status.steps - status.step) * pace)} left`);
+    words.push(say("{seconds} s a step", { seconds: pace.toFixed(pace < 1 ? 2 : 1) }));
+    if (!ended(status)) words.push(say("{time} left", { time: duration((status.steps - status.step) * pace) }));
   }
-  if (points.length) words.push(`loss ${movingMeans(points.map(([, loss]) => loss)).at(-1).toPrecision(3)}`);
+  if (points.length) words.push(`${say("loss")} ${movingMeans(points.map(([, loss]) => loss)).at(-1).toPrecision(3)}`);
   const validation = marks.findLast((mark) => "percent" in mark);
-  if (validation) words.push(`validation ${validation.percent.toFixed(1)}% of base`);
+  if (validation) words.push(say("validation {percent}% of base", { percent: validation.percent.toFixed(1) }));
   if (status.memory_bytes) words.push(memory(status));
   if (status.lora) words.push(status.lora);
   if (status.message && status.state !== "failed") words.push(status.message);
@@ -121,12 +124,14 @@ function inWords(status, points, marks) {
 }
 
 function memory({ memory_bytes: used, planned_bytes: planned }) {
-  const most = `${(used / 2 ** 30).toFixed(1)} GiB at most`;
-  return planned ? `${most}, ${(planned / 2 ** 30).toFixed(1)} planned` : most;
+  const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
+  const most = say("{gib} GiB at most", { gib: gib(used) });
+  return planned ? `${most}, ${say("{gib} planned", { gib: gib(planned) })}` : most;
 }
 
 function duration(seconds) {
   const minutes = Math.floor(seconds / 60);
-  if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-  return minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.round(seconds)} s`;
+  if (minutes >= 60) return say("{hours} h {minutes} min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
+  const rest = { minutes, seconds: Math.round(minutes ? seconds % 60 : seconds) };
+  return minutes ? say("{minutes} min {seconds} s", rest) : say("{seconds} s", rest);
 }

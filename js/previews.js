@@ -1,12 +1,13 @@
 // A run's previews by step: a strip of small ones to choose from, and the chosen step's pictures in full.
 
 import { previewUrl } from "./runs.js";
+import { say } from "./words.js";
 
 /** {element, show(id, marks)}: the newest step is shown until another one is chosen. */
 export function makePreviews() {
   const element = document.createElement("div");
   element.className = "u1-previews";
-  element.innerHTML = `<div class="u1-pictures"></div><div class="u1-strip" role="listbox" aria-label="previews by step"
+  element.innerHTML = `<div class="u1-pictures"></div><div class="u1-strip" role="listbox" aria-label="${say("previews by step")}"
     aria-orientation="horizontal"></div>`;
   const [pictures, strip] = element.children;
   let shown = { id: "", looks: [] };
@@ -85,8 +86,8 @@ function looksOf(marks) {
   const previews = marks.filter((mark) => "files" in mark);
   if (!previews.length) return [];
   const { base_files: files, prompts } = previews[0];
-  const looks = previews.map((mark) => ({ name: `step ${mark.step}`, files: mark.files, prompts: mark.prompts }));
-  return [{ name: "untrained", files, prompts }, ...looks];
+  const looks = previews.map((mark) => ({ name: say("step {step}", mark), files: mark.files, prompts: mark.prompts }));
+  return [{ name: say("untrained"), files, prompts }, ...looks];
 }
 
 const label = (textContent) => Object.assign(document.createElement("span"), { textContent });

@@ -31,6 +31,7 @@ BRING_NODE_IN_SIGHT = """([x, y]) => {
   app.canvas.ds.offset = [x - node.pos[0], y - node.pos[1]];
   app.canvas.setDirty(true, true);
 }"""
+SET_LANGUAGE = "(name) => app.extensionManager.setting.set('Comfy.Locale', name)"
 LEGIBLE = Path(__file__).with_name("legible.js").read_text(encoding="utf-8")
 
 renderers = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
@@ -127,10 +128,7 @@ def test_a_run_that_a_crash_of_the_server_cut_off_is_resumed_from_the_panel_to_t
 @renderers
 @pytest.mark.parametrize("zoom", [1, 2], ids=["100%", "200%"])
 def test_the_panel_is_legible_in_light_and_dark(server, browser, tmp_path, vue_nodes, zoom, training, status, until):
-    if "looked_at" not in [run["id"] for run in json.loads(server.get("/u1/runs"))["runs"]]:
-        looks = {"validate_every": 20, "preview_every": 30, "preview_prompts": "a red house\na blue boat"}
-        server.run(training("looked_at", 60, **looks))
-        until(lambda: status("looked_at")["state"] == "finished", 60)
+    _have_run_to_look_at(server, training, status, until)
     # A browser zoomed to 200 % has half as many pixels of its own, each twice as large.
     size = {"width": 1600 // zoom, "height": 1100 // zoom}
     page = browser.new_page(viewport=size, device_scale_factor=zoom, reduced_motion="reduce")
@@ -153,6 +151,35 @@ def test_the_panel_is_legible_in_light_and_dark(server, browser, tmp_path, vue_n
             assert found["text_px"] >= 12, (palette, place, found)
         page.screenshot(path=tmp_path / f"{palette}.png")
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("language", "state", "words"), [("zh", "已完成", "第 60 / 60 步"), ("ja", "完了", "ステップ 60 / 60")]
+)
+def test_the_panel_speaks_the_language_of_the_page(
+    server, page, tmp_path, language, state, words, training, status, until
+):
+    _have_run_to_look_at(server, training, status, until)
+    page.evaluate(SET_LANGUAGE, language)
+    try:
+        _open(page, server)
+        panel = _panel_in_sidebar(page, "looked_at")
+        panel.locator("[data-state=finished]").wait_for()
+        assert panel.locator(".u1-state").inner_text() == state
+        assert panel.locator(".u1-words").inner_text().startswith(words)
+        page.screenshot(path=tmp_path / f"{language}.png")
+        found = panel.evaluate(LEGIBLE)
+        assert found["too_wide"] <= 1, found
+    finally:
+        page.evaluate(SET_LANGUAGE, "en")
+
+
+def _have_run_to_look_at(server, training, status, until) -> None:
+    """A finished run with previews and validation, made once."""
+    if "looked_at" not in [run["id"] for run in json.loads(server.get("/u1/runs"))["runs"]]:
+        looks = {"validate_every": 20, "preview_every": 30, "preview_prompts": "a red house\na blue boat"}
+        server.run(training("looked_at", 60, **looks))
+        until(lambda: status("looked_at")["state"] == "finished", 60)
 
 
 def _open(page, server) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tools.help_pages import pages
 from u1_core.workflow.graph import NODES
+from u1_core.workflow.run_history import STATES
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -30,6 +32,17 @@ def test_every_input_has_a_name_and_a_tooltip_in_every_language(language):
         assert taken - set(inputs) <= {"batch", "image_cfg", "norm", "interval_from", "interval_to", "shift"}, node
         assert found[node]["description"]
         assert all(one["name"] and one["tooltip"] for one in inputs.values())
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_the_panel_s_words_are_there_in_every_language_with_what_is_filled_in(language):
+    code = "".join(path.read_text(encoding="utf-8") for path in (PACK / "js").glob("*.js"))
+    phrases = set(re.findall(r'\bsay\("([^"]+)"', code)) | set(STATES)
+    file = PACK / "locales" / language / "main.json"
+    translated = json.loads(file.read_text(encoding="utf-8"))["u1Panel"]
+    assert translated.keys() == phrases
+    for phrase, words in translated.items():
+        assert sorted(re.findall(r"\{\w+\}", words)) == sorted(re.findall(r"\{\w+\}", phrase)), phrase
 
 
 @pytest.mark.parametrize("node", NODES)

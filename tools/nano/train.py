@@ -149,11 +149,11 @@ class Losses:
         if task == "ask":
             return loss(*model, draw(task, size))
         if task == "draw":
-            return loss(*model, self._empty, draw(task, size), DROPPED)
+            return loss(*model, self._empty, draw(task, size), DROPPED, T_MEAN)
         if torch.rand(()) < DROPPED:
             # Without its words, all of a batch at once: its picture stands elsewhere then, which is another graph.
-            return drawing_loss(*model, self._empty, draw("edit text-free", size), 0.0)
-        return loss(*model, self._empty, draw(task, size), 0.0)
+            return drawing_loss(*model, self._empty, draw("edit text-free", size), 0.0, self._args.edit_t_mean)
+        return loss(*model, self._empty, draw(task, size), 0.0, self._args.edit_t_mean)
 
 
 def dtype_on(parameters: dict[str, Tensor]) -> torch.dtype:
@@ -161,14 +161,16 @@ def dtype_on(parameters: dict[str, Tensor]) -> torch.dtype:
     return torch.bfloat16 if parameters[EMBED_TOKENS].is_cuda else torch.float32
 
 
-def drawing_loss(config: U1Config, parameters: dict[str, Tensor], empty: Prompts, task: Task, drop: float) -> Tensor:
+def drawing_loss(
+    config: U1Config, parameters: dict[str, Tensor], empty: Prompts, task: Task, drop: float, t_mean: float
+) -> Tensor:
     """The v-loss of a batch of pictures; the share `drop` of them is drawn from the empty prompt."""
     understanding, generation = towers(config, parameters, dtype_on(parameters))
     _, unconditional = prefix_pass(config, understanding, empty)
     _, prefixes = prefix_pass(config, understanding, task.prompts)
     x0 = task.target.float() / 127.5 - 1
     noise = torch.randn_like(x0) * config.noise_scale_for((SIZE // config.token_pixels) ** 2)
-    t = torch.sigmoid(torch.randn(len(x0), device=x0.device) * T_STD + T_MEAN).clamp(config.t_eps, 1 - config.t_eps)
+    t = torch.sigmoid(torch.randn(len(x0), device=x0.device) * T_STD + t_mean).clamp(config.t_eps, 1 - config.t_eps)
     dropped = torch.rand(len(x0), device=x0.device) < drop
     return picture_loss(config, generation, prefixes, x0, noise, t, unconditional, dropped)
 
@@ -200,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hardest", type=float, default=1.0, help="share of the edits, by the model's error, to train on"
     )
+    parser.add_argument("--edit-t-mean", type=float, default=T_MEAN, help="of the edits' logit-normal timesteps")
     parser.add_argument("--warmup", type=int, default=WARMUP_STEPS, help="steps")
     parser.add_argument("--ema", type=float, default=EMA_DECAY, help="decay of the moving average")
     parser.add_argument("--start", type=Path, help="go on from this snapshot instead of from nothing")

@@ -21,6 +21,7 @@ Mark = dict[str, Any]
 """A look at the run between two steps: {"step", "percent"} of a validation, or {"step", "files", "base_files",
 "prompts"} of previews, file names by prompt, the second of the untrained model's pictures."""
 
+STATES = ("queued", "preparing", "running", "giving way", "paused", "finished", "stopped", "failed", "interrupted")
 RESUMABLE = ("interrupted", "stopped", "failed")
 """States from which a run can go on."""
 
@@ -31,7 +32,7 @@ class Status:
 
     id: str
     state: str
-    """ "queued", "preparing", "running", "giving way", "paused", "finished", "stopped", "failed" or "interrupted"."""
+    """One of `STATES`."""
     step: int
     steps: int
     message: str = ""
