@@ -7,10 +7,13 @@ from pathlib import Path
 import yaml
 
 from u1_core.errors import U1Error
+from u1_core.model.config import GENERATION, UNDERSTANDING
 from u1_core.weights import read_ahead
 from u1_core.weights.download import resolve_model
 
-COMMANDS = ("sample", "edit", "interleave", "ask", "compare", "train")
+BOTH = (UNDERSTANDING, GENERATION)
+COMMANDS = {"sample": BOTH, "edit": BOTH, "interleave": BOTH, "compare": BOTH, "train": BOTH, "ask": (UNDERSTANDING,)}
+"""Command -> the towers that it reads."""
 
 
 def begin(command: str, argv: Sequence[str]) -> None:
@@ -20,7 +23,7 @@ def begin(command: str, argv: Sequence[str]) -> None:
         return
     with suppress(OSError, ValueError, yaml.YAMLError, U1Error):
         if model := _named(argv):
-            read_ahead.begin(resolve_model(model))
+            read_ahead.begin(resolve_model(model), COMMANDS[command])
 
 
 def _named(argv: Sequence[str]) -> str:

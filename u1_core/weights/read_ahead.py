@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,19 +24,19 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _under_way: "_ReadAhead | None" = None
 
 
-def begin(model: Path) -> None:
-    """Begin to read a snapshot folder's or .safetensors file's weights, the understanding tower first; returns at once.
+def begin(model: Path, towers: Collection[str] = (UNDERSTANDING, GENERATION)) -> None:
+    """Begin to read these towers of a snapshot folder or .safetensors file, understanding first; returns at once.
 
     Of a file that cannot be read nothing is said: whoever needs it will.
     """
     global _under_way
-    _under_way = _ReadAhead(model, int(SHARE_OF_MEMORY * host_memory_bytes()))
+    _under_way = _ReadAhead(model, towers, int(SHARE_OF_MEMORY * host_memory_bytes()))
 
 
 def on_to_generation() -> None:
     """Leave what is not yet read of the understanding tower: it is not needed, or later than the generation tower."""
     if _under_way:
-        _under_way.past_understanding = True
+        _under_way.towers -= {UNDERSTANDING}
 
 
 class _Block(NamedTuple):
@@ -49,8 +49,8 @@ class _Block(NamedTuple):
 class _ReadAhead:
     """Threads that read `limit_bytes` at most. They end with the process, whatever they are at."""
 
-    def __init__(self, model: Path, limit_bytes: int) -> None:
-        self.past_understanding = False
+    def __init__(self, model: Path, towers: Collection[str], limit_bytes: int) -> None:
+        self.towers = frozenset(towers)
         self._model, self._left_bytes, self._lock = model, limit_bytes, threading.Lock()
         self._blocks: Iterator[_Block] | None = None
         self.threads = [
@@ -71,7 +71,7 @@ class _ReadAhead:
         with self._lock:
             self._blocks = self._blocks or blocks_of(self._model)
             for block in self._blocks:
-                if block.tower == UNDERSTANDING and self.past_understanding:
+                if block.tower not in self.towers:
                     continue
                 self._left_bytes -= block.n_bytes
                 return block if self._left_bytes >= 0 else None
