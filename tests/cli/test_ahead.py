@@ -47,10 +47,11 @@ def test_nothing_is_read_where_it_would_be_for_nothing(begun, recipe, tmp_path):
     (tmp_path / "broken.yaml").write_text("model: [", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("- model", encoding="utf-8")
     (tmp_path / "number.yaml").write_text("model: 7", encoding="utf-8")
+    (tmp_path / "deep.yaml").write_text("model: " + "[" * 5000, encoding="utf-8")
     ahead.begin("lora", ["merge", "--model", str(tmp_path / "ours")])
     ahead.begin("train", [recipe, "--detach"])
     ahead.begin("train", [recipe, "--help"])
-    for name in ("broken", "list", "number", "missing"):
+    for name in ("broken", "list", "number", "deep", "missing"):
         ahead.begin("train", [str(tmp_path / f"{name}.yaml")])
     ahead.begin("sample", ["a house", "--model", str(tmp_path / "missing")])
     ahead.begin("sample", ["a house", "--model"])

@@ -21,7 +21,7 @@ def begin(command: str, argv: Sequence[str]) -> None:
     later, by the command."""
     if command not in COMMANDS or not {"-h", "--help", "--detach"}.isdisjoint(argv):
         return
-    with suppress(OSError, ValueError, yaml.YAMLError, U1Error):
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError, U1Error):
         if model := _named(argv):
             read_ahead.begin(resolve_model(model), COMMANDS[command])
 
