@@ -1,3 +1,6 @@
+import json
+import os
+
 """What a chart is sent, and what is read from a run's log."""
 
 from PIL import Image
@@ -42,6 +45,9 @@ def test_a_run_that_was_cut_off_is_interrupted_and_keeps_its_history(tmp_path):
     (folder / "log.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo', encoding="utf-8"
     )
+    told = folder / "status.json"  # now and then only: the log knows better
+    told.write_text(json.dumps({"state": "running", "step": 1, "steps": 9, "pid": os.getpid()}), encoding="utf-8")
+    os.utime(told, (0, 0))
     (status,) = Runs(tmp_path, Host()).statuses()
     assert (status.state, status.step, status.steps) == ("interrupted", 2, 9)
     assert Runs(tmp_path, Host()).history("half") == ([(1, 2.0), (2, 1.5)], [])

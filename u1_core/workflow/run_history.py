@@ -54,7 +54,9 @@ class Status:
 def status_of(folder: Path) -> Status:
     """A run that is not of this process, by what it left and leaves."""
     facts = read_status(folder)
-    last = facts["step"] if "step" in facts else last_step(folder)
+    # What a run says of itself now and then is behind its log when it is killed.
+    told = "step" in facts and facts["state"] != "dead"
+    last = facts["step"] if told else last_step(folder)
     try:
         steps = load_recipe(folder / "recipe.yaml").train.steps
     except U1Error as problem:
