@@ -1,7 +1,7 @@
+"""What a chart is sent, and what is read from a run's log."""
+
 import json
 import os
-
-"""What a chart is sent, and what is read from a run's log."""
 
 from PIL import Image
 
