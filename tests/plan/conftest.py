@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from u1_core.model.stack import Keep
+from u1_core.plan import eight_bit
 from u1_core.plan.costs import Bus, Costs, EndsCost, LayerCost, UpdateCost
 from u1_core.plan.step_model import StepModel
 
@@ -53,3 +54,11 @@ def sampling() -> StepModel:
     return replace(
         TRAINING, trains=False, costs=costs, fixed_bytes=200 * MIB, layer_gradient_bytes=0, ends_gradient_bytes=0
     )
+
+
+@pytest.fixture
+def untried():
+    """What was found out about the 8-bit optimizer is forgotten, before the test and after it."""
+    eight_bit.why_not.cache_clear()
+    yield
+    eight_bit.why_not.cache_clear()

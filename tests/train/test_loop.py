@@ -255,3 +255,11 @@ def test_the_log_has_the_distributions_that_the_recipe_asks_for(session, recipe,
     assert abs(drawn.std() - std) < 3 * std / math.sqrt(2 * count)
     for record in records:
         assert record["v_mse"] == pytest.approx(record["x0_mse"] / max(1 - record["t"], 0.05) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_algorithms_are_asked_for_only_where_they_are_wanted(session, recipe, run, monkeypatch, wanted):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    assert not run(session, replace(recipe, runtime=replace(recipe.runtime, deterministic=wanted))).error
+    assert asked == ([True, False] if wanted else [])

@@ -1,14 +1,14 @@
+import sys
 from copy import deepcopy
-from dataclasses import replace
 
 import pytest
 import torch
 
 from u1_core.errors import U1Error
-from u1_core.jobs import Job
 from u1_core.lora.adapter import Adapter, LoraModule
+from u1_core.plan import eight_bit
+from u1_core.train import optimizers
 from u1_core.train.optimizers import averaged_weights, make_optimizer, parameter_groups
-from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Train
 
 CPU = torch.device("cpu")
@@ -18,10 +18,10 @@ def group(tensor, lr=1e-2):
     return [{"params": [tensor], "lr": lr, "base_lr": lr}]
 
 
-def test_auto_on_a_cpu_is_adamw_and_says_why():
+def test_auto_on_a_cpu_is_adamw():
     optimizer, words = make_optimizer(Train(), group(torch.ones(3, requires_grad=True)), CPU)
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert words == "AdamW, fused (not the paged 8-bit one: the device is cpu)"
+    assert words == "AdamW, fused"
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
@@ -87,9 +87,17 @@ def test_averaging_leaves_the_weights_as_they_are():
     assert not torch.equal(averaged, before)
 
 
-def test_a_package_that_is_missing_is_named(session, recipe, with_train, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "prodigyopt", None)
-    with pytest.raises(
-        U1Error, match="optimizer is prodigy, but prodigyopt is not installed; `pip install prodigyopt`"
-    ):
-        prepare(Job(print), session, replace(with_train(recipe, optimizer="prodigy", lr=1)))
+def test_a_package_that_is_missing_is_named_before_anything_is_looked_at(session, recipe, with_train, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    job = run(session, with_train(recipe, optimizer="prodigy", lr=1))
+    assert str(job.error) == (
+        "train.optimizer is prodigy, but prodigyopt is not installed; `pip install prodigyopt`, or use adamw"
+    )
+    assert [event.kind for event in job.events()] == ["started", "failed"]
+
+
+def test_a_card_without_the_8_bit_optimizer_takes_the_plain_one_and_says_why(monkeypatch):
+    monkeypatch.setattr(eight_bit, "why_not", lambda device: "bitsandbytes does not work: no library")
+    monkeypatch.setitem(optimizers._MAKERS, "adamw", lambda groups, decay: (None, "AdamW, fused"))
+    _, words = make_optimizer(Train(), [], torch.device("cuda"))
+    assert words == "AdamW, fused (not the paged 8-bit one: bitsandbytes does not work: no library)"

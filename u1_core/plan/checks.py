@@ -13,6 +13,7 @@ import torch
 
 from u1_core.kernels import attention, switch
 from u1_core.model.config import GENERATION, U1Config
+from u1_core.plan import eight_bit
 from u1_core.plan.budget import free_bytes, gib
 from u1_core.plan.gradient_test import gradient_test
 from u1_core.plan.machine import bus_to, driver_version
@@ -130,17 +131,10 @@ def _eight_bit() -> Finding:
     """The 8-bit optimizer, tried with a step."""
     if not torch.cuda.is_available():
         return Finding("8-bit AdamW", "not used without a card; AdamW takes its place")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return Finding("8-bit AdamW", "bitsandbytes is not installed; `pip install bitsandbytes` saves memory", False)
-    try:
-        package = importlib.import_module("bitsandbytes")
-        parameter = torch.ones(8192, device="cuda", requires_grad=True)
-        parameter.grad = torch.ones_like(parameter)
-        package.optim.PagedAdamW8bit([parameter], lr=0.5).step()
-        moved = (parameter < 1).all().item()
-    except Exception as problem:  # whatever a package without its library may raise
-        return Finding("8-bit AdamW", f"bitsandbytes does not work: {str(problem).strip().splitlines()[-1]}", False)
-    return Finding("8-bit AdamW", f"bitsandbytes {package.__version__} works" if moved else "does nothing", moved)
+    why_not = eight_bit.why_not(torch.device("cuda"))
+    if why_not:
+        return Finding("8-bit AdamW", f"not used, which takes more memory: {why_not}", sound=False)
+    return Finding("8-bit AdamW", f"bitsandbytes {importlib.import_module('bitsandbytes').__version__} works")
 
 
 def _disks() -> Iterator[Finding]:

@@ -69,6 +69,8 @@ def train(
     run saves a checkpoint and ends; asked before its first step, it leaves nothing and returns None. What hooks find is
     told under their names: "validation", "preview".
     """
+    # First of all: if the optimizer cannot be had, that is known before a model is read, and its package, which takes
+    # seconds to import, comes while the disk is at work on the model.
     optimizer = resolve_optimizer(recipe.train.optimizer, session.device)
     recipe = replace(recipe, train=replace(recipe.train, optimizer=optimizer))
     folder = RunFolder.reopen(recipe) if resume else None
@@ -346,12 +348,14 @@ class _Run:
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     """The same bits each time on a card, if wanted. CUBLAS_WORKSPACE_CONFIG must have been set before CUDA began."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+    if not wanted or torch.are_deterministic_algorithms_enabled():
+        yield  # setting it, even to what it is, has PyTorch import its compiler, which takes seconds
+        return
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 def _report(job: Job, folder: RunFolder) -> None:

@@ -1,7 +1,6 @@
 """Optimizers by name, groups of weights with a learning rate each, and words that say what was taken and why."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter
+from u1_core.plan import eight_bit
 from u1_core.train.one_piece import OnePiece
 from u1_core.train.recipe import Train
 
@@ -19,6 +19,9 @@ BETAS = (0.9, 0.95)
 
 _SMALLEST_8BIT = 4096
 """Numbers in the smallest tensor whose optimizer state is 8-bit."""
+
+_PACKAGES = {"prodigy": "prodigyopt", "schedule_free": "schedulefree"}
+"""Optimizer -> the optional package that it is of."""
 
 Group = dict[str, Any]
 
@@ -40,22 +43,26 @@ def parameter_groups(train: Train, adapter: Adapter) -> list[Group]:
 def make_optimizer(train: Train, groups: Sequence[Group], device: torch.device) -> tuple[torch.optim.Optimizer, str]:
     """An optimizer over fp32 parameters on `device`, and a line for the log.
 
-    Raises U1Error where one is asked for whose package is missing, or that the device cannot have.
+    Raises U1Error as `resolve_optimizer`.
     """
     name = resolve_optimizer(train.optimizer, device)
     optimizer, words = _MAKERS[name](groups, train.weight_decay)
-    if train.optimizer == "auto" and name == "adamw":
-        words += f" (not the paged 8-bit one: {_missing_for_8bit(device)})"
+    if name == "adamw" and device.type == "cuda" and (why_not := eight_bit.why_not(device)):
+        words += f" (not the paged 8-bit one: {why_not})"
     return optimizer, words
 
 
 def resolve_optimizer(name: str, device: torch.device) -> str:
-    """`name`, or what "auto" means here: paged 8-bit AdamW on CUDA where bitsandbytes is installed, else AdamW."""
-    missing = _missing_for_8bit(device)
+    """`name`, or what "auto" means here: paged 8-bit AdamW on CUDA where bitsandbytes works, else AdamW.
+
+    Raises U1Error for one whose package is not installed, or that the device cannot have. May import that package.
+    """
     if name == "auto":
-        return "adamw" if missing else "paged_adamw8bit"
-    if name == "paged_adamw8bit" and missing:
-        raise U1Error(f"train.optimizer is {name}, but {missing}; use adamw or auto")
+        return "adamw" if eight_bit.why_not(device) else "paged_adamw8bit"
+    if name == "paged_adamw8bit" and (why_not := eight_bit.why_not(device)):
+        raise U1Error(f"train.optimizer is {name}, but {why_not}; use adamw or auto")
+    if name in _PACKAGES:
+        _package(name)
     return name
 
 
@@ -130,13 +137,13 @@ def _adafactor(groups: Sequence[Group], weight_decay: float) -> tuple[torch.opti
 
 
 def _prodigy(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
-    package = _package("prodigyopt", "prodigy")
+    package = _package("prodigy")
     one = [{**groups[0], "params": [tensor for group in groups for tensor in group["params"]]}]
     return package.Prodigy(one, betas=BETAS, weight_decay=weight_decay), "Prodigy"
 
 
 def _schedule_free(groups: Sequence[Group], weight_decay: float) -> tuple[torch.optim.Optimizer, str]:
-    package = _package("schedulefree", "schedule_free")
+    package = _package("schedule_free")
     optimizer = package.AdamWScheduleFree(groups, betas=BETAS, weight_decay=weight_decay, foreach=False)
     optimizer.train()
     return optimizer, "schedule-free AdamW"
@@ -151,17 +158,12 @@ _MAKERS: dict[str, Callable[[Sequence[Group], float], tuple[torch.optim.Optimize
 }
 
 
-def _package(package: str, name: str) -> ModuleType:
+def _package(name: str) -> ModuleType:
+    """The package of the optimizer of this name. Raises U1Error if it is not installed."""
+    package = _PACKAGES[name]
     try:
         return importlib.import_module(package)
     except ImportError:
         raise U1Error(
             f"train.optimizer is {name}, but {package} is not installed; `pip install {package}`, or use adamw"
         ) from None
-
-
-def _missing_for_8bit(device: torch.device) -> str:
-    """What keeps 8-bit AdamW from being used, or nothing."""
-    if device.type != "cuda":
-        return f"the device is {device.type}"
-    return "" if importlib.util.find_spec("bitsandbytes") else "bitsandbytes is not installed"
