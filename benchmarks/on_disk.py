@@ -68,8 +68,20 @@ def write_pictures(folder: Path, count: int, pixels: int) -> None:
         (folder / f"{index:03}.txt").write_text(caption, encoding="utf-8")
 
 
-def drop_page_cache() -> bool:
-    """Have files be read from the disk again; False where the system does not let us (it takes root on Linux)."""
+def forget_files(folder: Path) -> bool:
+    """Have this folder's files be read from the disk again; False where the system offers no such thing."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    os.sync()  # only what has been written can be forgotten
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def forget_all_files() -> bool:
+    """The same of all files there are, Python's among them; False where the system does not let us (it takes root on
+    Linux)."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")

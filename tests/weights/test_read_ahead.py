@@ -100,3 +100,12 @@ def test_a_block_that_is_in_memory_is_not_read_again(tmp_path):
     place = memoryview(bytearray(b"x" * 8))
     read_ahead._read(read_ahead._Block(UNDERSTANDING, path, 50_000, 8), place)
     assert bytes(place) == b"x" * 8
+
+
+def test_a_block_of_which_the_system_has_read_only_the_beginning_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"y" * 100_000)
+    monkeypatch.setattr(read_ahead, "_is_cached", lambda file, at: at < 50_004)
+    place = memoryview(bytearray(8))
+    read_ahead._read(read_ahead._Block(UNDERSTANDING, path, 50_000, 8), place)
+    assert bytes(place) == b"y" * 8

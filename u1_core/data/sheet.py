@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from u1_core.data.dataset import Dataset
 from u1_core.data.framing import Frame, Framing
 from u1_core.data.picture_cache import PictureCache, TrainingPicture
-from u1_core.data.pictures import open_picture
+from u1_core.data.pictures import from_pixels, open_picture
 from u1_core.errors import U1Error
 
 MOST = 60
@@ -75,7 +75,7 @@ def _original(image: Image.Image, frame: Frame) -> Image.Image:
 
 def _seen(picture: TrainingPicture) -> Image.Image:
     """The training picture, small; what its mask leaves out is tinted."""
-    image = Image.fromarray(picture.pixels.permute(1, 2, 0).numpy())
+    image = from_pixels(picture.pixels)
     if picture.mask is not None:
         unseen = Image.fromarray(np.uint8(0.6 * (255 - picture.mask.numpy())))
         image.paste(UNSEEN, mask=unseen)

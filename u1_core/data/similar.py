@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from u1_core.data.pictures import from_pixels
+
 NEAR_BITS = 5
 """Bits of 64 in which the hashes of near-duplicates may differ."""
 NEAR_LEVELS = 10.0
@@ -27,7 +29,7 @@ class Fingerprint:
 
 def fingerprint(picture: Tensor) -> Fingerprint:
     """Of a uint8 (3, H, W). Scaling, recompression and slight changes of tone hardly move it."""
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    image = from_pixels(picture)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     brighter = (grey[:, :-1] > grey[:, 1:]).flatten()
     colours = image.resize((GRID, GRID), Image.Resampling.BOX).tobytes()

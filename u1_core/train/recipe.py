@@ -76,7 +76,7 @@ class Data(Section):
     )
     cache_mb: int = setting(1024, "memory for decoded pictures; more are decoded again", COUNT_OR_NONE, "MB", free=True)
     workers: int = setting(
-        2, "threads that decode ahead; 0 decodes when its turn has come", COUNT_OR_NONE, "threads", free=True
+        4, "threads that decode ahead; 0 decodes when its turn has come", COUNT_OR_NONE, "threads", free=True
     )
 
 

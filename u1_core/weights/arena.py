@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -76,14 +77,19 @@ class Arena:
         Page-locking stops at `pin_limit_bytes`, or where the system refuses more; what is left stays pageable.
         `on_layer` is told each layer's bytes as they are there.
         """
-        pinned_bytes = 0
-        for index in self._offsets:
-            flat = self.layer(index)
-            self._read(source, index, flat)
-            pinned_bytes += flat.nbytes
-            pin = pin and (pin_limit_bytes is None or pinned_bytes <= pin_limit_bytes) and self.pin(index)
-            if on_layer:
-                on_layer(flat.nbytes)
+        filled_bytes, locked = 0, None
+        with ThreadPoolExecutor(1, thread_name_prefix="u1-pinning") as pinner:  # one layer, while the next is read
+            for index in self._offsets:
+                flat = self.layer(index)
+                self._read(source, index, flat)
+                filled_bytes += flat.nbytes
+                within = pin_limit_bytes is None or filled_bytes <= pin_limit_bytes
+                pin = pin and within and (locked is None or locked.result())
+                locked = pinner.submit(self.pin, index) if pin else None
+                if on_layer:
+                    on_layer(flat.nbytes)
+        if locked:
+            locked.result()
 
     def rewrite(self, source: TensorSource, names: Collection[str]) -> None:
         """Read the tensors of these names anew. Nothing may be under way from the memory."""

@@ -83,6 +83,7 @@ def blocks_of(model: Path) -> Iterator[_Block]:
     spans = []
     for path in sorted(model.glob("*.safetensors")) if model.is_dir() else [model]:
         with path.open("rb") as file:
+            # Not by weights/header.py, which imports PyTorch: that is what is not waited for here.
             header_bytes = int.from_bytes(file.read(8), "little")
             if header_bytes > path.stat().st_size:
                 raise ValueError(f"{path} is no .safetensors file")
@@ -100,7 +101,8 @@ def blocks_of(model: Path) -> Iterator[_Block]:
 
 def _read(block: _Block, place: memoryview) -> None:
     with block.file.open("rb", buffering=0) as file:
-        if _is_cached(file, block.start):
+        # Its last byte: of what comes after something that has been read, the system has read the beginning too.
+        if _is_cached(file, block.start + block.n_bytes - 1):
             return
         file.seek(block.start)
         done = 0
