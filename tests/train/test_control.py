@@ -1,11 +1,13 @@
+import json
 import os
 import time
 
 import pytest
 
 from u1_core.errors import U1Error
-from u1_core.jobs import Job
+from u1_core.jobs import Event, Job
 from u1_core.train.control import SILENT_S, Control, alive, ask, read_status
+from u1_core.train.run_log import TAIL_BYTES
 
 
 @pytest.fixture
@@ -37,6 +39,20 @@ def test_silence_is_death(tmp_path, job):
     os.utime(tmp_path / "status.json", (late, late))
     assert read_status(tmp_path)["state"] == "dead"
     assert read_status(tmp_path / "nowhere") == {"state": "dead"}
+
+
+def test_a_run_that_was_killed_stands_where_its_log_ends(tmp_path, job):
+    control = Control(tmp_path, job)
+    control._hear(Event(1, "step", 0.0, {"step": 3, "steps": 9, "loss": 0.5}))
+    control._tell("running")
+    records = [{"step": 1, "loss": 9.0, "x": "y" * TAIL_BYTES}, {"step": 7, "loss": 0.2}, {"step": 7, "loss": 0.4}]
+    lines = [json.dumps(record) for record in [*records, {"step": 7, "event": "preview"}]]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 8, "lo']), encoding="utf-8")
+    assert read_status(tmp_path)["step"] == 3  # while it lives it speaks for itself
+    late = time.time() - SILENT_S - 1
+    os.utime(tmp_path / "status.json", (late, late))
+    facts = read_status(tmp_path)
+    assert (facts["state"], facts["step"], facts["steps"], facts["loss"]) == ("dead", 7, 9, pytest.approx(0.3))
 
 
 def test_on_a_full_disk_a_run_is_still_alive_and_a_word_that_cannot_be_left_is_an_error(tmp_path, job, full_disk):

@@ -12,18 +12,25 @@ from u1_core.weights import read_ahead
 from u1_core.weights.download import resolve_model
 
 BOTH = (UNDERSTANDING, GENERATION)
-COMMANDS = {"sample": BOTH, "edit": BOTH, "interleave": BOTH, "compare": BOTH, "train": BOTH, "ask": (UNDERSTANDING,)}
+TOWERS_READ = {
+    "sample": BOTH,
+    "edit": BOTH,
+    "interleave": BOTH,
+    "compare": BOTH,
+    "train": BOTH,
+    "ask": (UNDERSTANDING,),
+}
 """Command -> the towers that it reads."""
 
 
 def begin(command: str, argv: Sequence[str]) -> None:
     """Begin to read the model that these arguments name, if that is quick to tell. What is wrong with them is told
     later, by the command."""
-    if command not in COMMANDS or not {"-h", "--help", "--detach"}.isdisjoint(argv):
+    if command not in TOWERS_READ or not {"-h", "--help", "--detach"}.isdisjoint(argv):
         return
     with suppress(OSError, ValueError, RecursionError, yaml.YAMLError, U1Error):
         if model := _named(argv):
-            read_ahead.begin(resolve_model(model), COMMANDS[command])
+            read_ahead.begin(resolve_model(model), TOWERS_READ[command])
 
 
 def _named(argv: Sequence[str]) -> str:

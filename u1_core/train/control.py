@@ -15,6 +15,7 @@ from typing import Any
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
+from u1_core.train.run_log import last_step
 from u1_core.weights.write import replacing
 
 WORDS = ("pause", "resume", "stop", "save", "preview")
@@ -81,14 +82,15 @@ class Control:
 def read_status(folder: Path) -> dict[str, Any]:
     """How a run is: "state" ("running", "paused", "finished", "stopped", "failed", or "dead" if it fell silent or
     never spoke), and "step", "steps", "pid", "loss" where they are known."""
-    try:
+    facts: dict[str, Any] = {"state": "dead"}
+    with suppress(OSError, ValueError, KeyError, TypeError):
         status = folder / "status.json"
-        facts = json.loads(status.read_text(encoding="utf-8"))
-        silent = time.time() - status.stat().st_mtime > SILENT_S or not _process_is_there(facts["pid"])
-        if facts["state"] in ("running", "paused") and silent:
-            facts["state"] = "dead"
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"state": "dead"}
+        told = json.loads(status.read_text(encoding="utf-8"))
+        silent = time.time() - status.stat().st_mtime > SILENT_S or not _process_is_there(told["pid"])
+        facts = {**told, "state": "dead"} if told["state"] in ("running", "paused") and silent else told
+    # What a run says of itself now and then is behind its log when it is killed.
+    if facts["state"] == "dead" and (last := last_step(folder)):
+        facts |= {"step": last["step"], "loss": last["loss"]}
     return facts
 
 

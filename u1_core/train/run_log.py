@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -15,6 +15,9 @@ from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import load_recipe
 
 Record = dict[str, Any]
+
+TAIL_BYTES = 1 << 16
+"""Of a log, that its last step is looked for in."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,29 @@ def read_run(folder: Path) -> RunLog:
     manifest = folder / "manifest.json"
     facts = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     return RunLog(folder, load_recipe(folder / "recipe.yaml"), pictures, events, facts)
+
+
+def last_step(folder: Path) -> Record | None:
+    """The last step in a run's log, means over its pictures; None if there is none. Reads the end alone."""
+    try:
+        with (folder / "log.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            tail = file.read()
+    except OSError:
+        return None
+    pictures = [record for record in whole_records(tail.splitlines()) if "loss" in record]
+    return mean_record([each for each in pictures if each["step"] == pictures[-1]["step"]]) if pictures else None
+
+
+def whole_records(lines: Iterable[bytes]) -> list[Record]:
+    """Lines of a log, without those that were cut off."""
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
 
 
 def _lines(path: Path) -> list[Record]:

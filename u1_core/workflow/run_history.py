@@ -1,6 +1,5 @@
 """What a run's folder tells of it: how it stands, its losses by step, and what it found when it looked at itself."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any
 from u1_core.errors import U1Error
 from u1_core.train.control import read_status
 from u1_core.train.recipe_file import load_recipe
+from u1_core.train.run_log import whole_records
 
 HISTORY_POINTS = 1000
 """Points of a chart that are sent: of a longer run, means over equal stretches."""
-TAIL_BYTES = 1 << 16
 
 Point = tuple[int, float]
 """(step, loss)."""
@@ -54,9 +53,7 @@ class Status:
 def status_of(folder: Path) -> Status:
     """A run that is not of this process, by what it left and leaves."""
     facts = read_status(folder)
-    # What a run says of itself now and then is behind its log when it is killed.
-    told = "step" in facts and facts["state"] != "dead"
-    last = facts["step"] if told else last_step(folder)
+    last = facts.get("step", 0)
     try:
         steps = load_recipe(folder / "recipe.yaml").train.steps
     except U1Error as problem:
@@ -74,18 +71,6 @@ def status_of(folder: Path) -> Status:
         lora=saved[0].name if saved else "",
         resumable=state in RESUMABLE,
     )
-
-
-def last_step(folder: Path) -> int:
-    """The last step in a run's log, from its end alone; 0 if there is none."""
-    try:
-        with (folder / "log.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            tail = file.read()
-    except OSError:
-        return 0
-    steps = [record["step"] for record in _records(tail.splitlines()) if "loss" in record]
-    return steps[-1] if steps else 0
 
 
 def history_of(folder: Path) -> tuple[list[Point], list[Mark]]:
@@ -137,16 +122,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def log_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; a last one that was cut off is passed over."""
     try:
-        return _records((folder / "log.jsonl").read_bytes().splitlines())
+        return whole_records((folder / "log.jsonl").read_bytes().splitlines())
     except OSError:
         return []
-
-
-def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
