@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from u1_core.model.config import U1Config
+from u1_core.lora.adapter import LoraModule
+from u1_core.model.config import U1Config, linear_modules
 from u1_core.model.views import Generation, Understanding
 from u1_core.prefix.decode import GrowingPrefix
 from u1_core.session import Session
@@ -117,6 +118,30 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def session(models) -> Callable[[str], Session]:
     """Kind -> a session of that tiny model, on the CPU in fp32."""
     return lambda kind="u1": Session.open(models[kind], device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_modules() -> Callable[..., dict[str, LoraModule]]:
+    """(config, wanted, rank, alpha, seed=0, dtype=fp32) -> LoRA modules of random numbers for the linear maps and
+    convolutions of whose paths `wanted` is true."""
+
+    def make(
+        config: U1Config,
+        wanted: Callable[[str], bool],
+        rank: int,
+        alpha: float,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, LoraModule]:
+        modules = {}
+        for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
+            if wanted(path):
+                generator = torch.Generator().manual_seed(seed * 10_000 + number)
+                down, up = torch.randn(rank, columns, generator=generator), torch.randn(rows, rank, generator=generator)
+                modules[path] = LoraModule(down.to(dtype), up.to(dtype), alpha)
+        return modules
+
+    return make
 
 
 @pytest.fixture(params=KINDS)

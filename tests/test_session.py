@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule
-from u1_core.model.config import FM_HEAD, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.model.config import FM_HEAD, GENERATION, UNDERSTANDING
 from u1_core.plan.budget import Budget
 from u1_core.sample.guidance import Guidance
 from u1_core.sample.settings import SampleSettings
@@ -19,17 +19,6 @@ from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
 
 SETTINGS = SampleSettings(width=32, height=32, steps=2, guidance=Guidance(1.0))
-
-
-def adapter(config) -> Adapter:
-    """A LoRA on every linear map of both towers' layers and the head."""
-    modules = {}
-    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
-        if ".layers." in path or ".fm_head." in path:
-            generator = torch.Generator().manual_seed(number)
-            down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
-            modules[path] = LoraModule(down, up, alpha=0.05)
-    return Adapter(modules)
 
 
 def test_opens_without_reading_weights(models):
@@ -82,11 +71,11 @@ def test_no_gpu(models, device):
     assert str(raised.value) == f"device {device!r}: this PyTorch sees no CUDA card; use --device cpu"
 
 
-def test_a_lora_equals_the_merged_model(kind, models, tmp_path, close):
+def test_a_lora_equals_the_merged_model(kind, models, tmp_path, close, random_modules):
     """On both towers, router and experts too: prompts and pictures."""
     session = Session.open(models[kind], device="cpu")
-    lora = adapter(session.config)
-    lora.strength = 0.7
+    modules = random_modules(session.config, lambda path: ".layers." in path or ".fm_head." in path, rank=2, alpha=0.05)
+    lora = Adapter(modules, strength=0.7)
     folder = shutil.copytree(models[kind], tmp_path / "merged")
     tensors = load_file(folder / "model.safetensors")
     for path, module in lora.modules.items():

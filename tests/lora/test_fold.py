@@ -2,14 +2,15 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from u1_core.errors import U1Error
-from u1_core.lora.adapter import Adapter, LoraModule
+from u1_core.lora.adapter import Adapter
 from u1_core.lora.merge import merge_loras
-from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING, linear_modules
+from u1_core.model.config import EMBED_TOKENS, GENERATION, UNDERSTANDING, U1Config
 from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
 from u1_core.session import Session
@@ -34,16 +35,20 @@ def models(tmp_path_factory):
     return {kind: root / kind for kind in KINDS}
 
 
-def lora(config, seed: int = 0, skip: str = "none") -> Adapter:
-    """On every linear map and convolution of the generation tower and one of the understanding tower, with a full
-    tensor; strong enough to change nearly every number."""
-    modules = {}
-    for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
-        if ("_mot_gen" in path or path.startswith("fm_modules.") or path == UNDERSTOOD) and not path.startswith(skip):
-            generator = torch.Generator().manual_seed(seed * 10_000 + number)
-            down, up = torch.randn(3, columns, generator=generator), torch.randn(rows, 3, generator=generator)
-            modules[path] = LoraModule(down.half(), up.half(), alpha=0.2)
-    return Adapter(modules, {NORM: torch.full((config.width,), 1.5)}, strength=0.75)
+@pytest.fixture
+def lora(random_modules) -> Callable[..., Adapter]:
+    """(config, seed=0, skip="none") -> a LoRA on every linear map and convolution of the generation tower and one of
+    the understanding tower, with a full tensor; strong enough to change nearly every number."""
+
+    def make(config: U1Config, seed: int = 0, skip: str = "none") -> Adapter:
+        def wanted(path: str) -> bool:
+            ours = "_mot_gen" in path or path.startswith("fm_modules.") or path == UNDERSTOOD
+            return ours and not path.startswith(skip)
+
+        modules = random_modules(config, wanted, rank=3, alpha=0.2, seed=seed, dtype=torch.float16)
+        return Adapter(modules, {NORM: torch.full((config.width,), 1.5)}, strength=0.75)
+
+    return make
 
 
 def held(session: Session) -> dict[str, torch.Tensor]:
@@ -69,7 +74,7 @@ def differing(found: dict[str, torch.Tensor], model: Snapshot) -> list[str]:
 
 @pytest.mark.parametrize("placement", [RESIDENT, STREAMED, SOME], ids=["resident", "streamed", "some of each"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_folded_is_merged_and_unfolded_is_the_checkpoint(models, tmp_path, kind, placement):
+def test_folded_is_merged_and_unfolded_is_the_checkpoint(models, tmp_path, kind, placement, lora):
     original = Snapshot.open(models[kind])
     first, second = lora(original.config), lora(original.config, seed=1)
     merge_loras(original, [first, second], tmp_path / "both")
@@ -87,7 +92,7 @@ def test_folded_is_merged_and_unfolded_is_the_checkpoint(models, tmp_path, kind,
 
 
 @pytest.mark.parametrize("kind", ["u1", "a3b"])
-def test_folded_before_the_towers_are_read(models, tmp_path, kind):
+def test_folded_before_the_towers_are_read(models, tmp_path, kind, lora):
     session = Session.open(models[kind], "cpu", "bf16", placement=SOME)
     adapter = lora(session.config)
     session.fold([adapter])
@@ -97,7 +102,7 @@ def test_folded_before_the_towers_are_read(models, tmp_path, kind):
     assert differing(held(session), session.snapshot) == []
 
 
-def test_a_tower_that_is_read_as_it_is_used(models, tmp_path, monkeypatch):
+def test_a_tower_that_is_read_as_it_is_used(models, tmp_path, monkeypatch, lora):
     """Not in memory at all, and with a layer read ahead when the LoRA comes."""
     session = Session.open(models["u1"], "cpu", "bf16")
     monkeypatch.setattr(session, "_room_bytes", lambda: 0)
@@ -110,7 +115,7 @@ def test_a_tower_that_is_read_as_it_is_used(models, tmp_path, monkeypatch):
         assert differing(found, Snapshot.open(tmp_path / "merged")) == []
 
 
-def test_a_skip_list_leaves_modules_as_they_were(models):
+def test_a_skip_list_leaves_modules_as_they_were(models, lora):
     session = Session.open(models["u1"], "cpu", "bf16")
     session.fold([lora(session.config, skip="fm_modules.fm_head")])
     changed = differing(held(session), session.snapshot)
@@ -118,7 +123,7 @@ def test_a_skip_list_leaves_modules_as_they_were(models):
     assert "fm_modules.timestep_embedder.mlp.0.weight" in changed
 
 
-def test_a_folded_model_draws_what_the_merged_one_does(models, tmp_path):
+def test_a_folded_model_draws_what_the_merged_one_does(models, tmp_path, lora):
     session = Session.open(models["u1"], "cpu", "bf16")
     adapter = lora(session.config)
     plain = text_to_image(session, "a fox", SETTINGS).pictures
@@ -131,7 +136,7 @@ def test_a_folded_model_draws_what_the_merged_one_does(models, tmp_path):
     assert torch.equal(text_to_image(session, "a fox", SETTINGS).pictures, plain)
 
 
-def test_what_is_folded_already_is_not_read_again(models, monkeypatch):
+def test_what_is_folded_already_is_not_read_again(models, monkeypatch, lora):
     session = Session.open(models["u1"], "cpu", "bf16", placement=STREAMED)
     adapter = lora(session.config)
     assert session.base_generation.layers.pinned == frozenset()
@@ -148,7 +153,7 @@ def test_what_is_folded_already_is_not_read_again(models, monkeypatch):
     assert len(reads) == 2 * len(set(reads))
 
 
-def test_training_and_folding_exclude_each_other(models):
+def test_training_and_folding_exclude_each_other(models, lora):
     session = Session.open(models["u1"], "cpu", "bf16")
     adapter = lora(session.config)
     with session.unfolded():
@@ -163,7 +168,7 @@ def test_training_and_folding_exclude_each_other(models):
         pass
 
 
-def test_the_lease_is_waited_for(models):
+def test_the_lease_is_waited_for(models, lora):
     session = Session.open(models["u1"], "cpu", "bf16")
     worker = threading.Thread(target=lambda: session.fold([lora(session.config)]))
     with session.lease:
@@ -174,7 +179,7 @@ def test_the_lease_is_waited_for(models):
     assert len(session.folded) == 1
 
 
-def test_a_failure_midway_leaves_the_model_as_it_was(models, monkeypatch):
+def test_a_failure_midway_leaves_the_model_as_it_was(models, monkeypatch, lora):
     session = Session.open(models["u1"], "cpu", "bf16", placement=STREAMED)
     held(session)
     broken = lora(session.config)
@@ -185,7 +190,7 @@ def test_a_failure_midway_leaves_the_model_as_it_was(models, monkeypatch):
     assert differing(held(session), session.snapshot) == []
 
 
-def test_slots_are_let_go_of_only_when_nothing_is_under_way(models, monkeypatch):
+def test_slots_are_let_go_of_only_when_nothing_is_under_way(models, monkeypatch, lora):
     session = Session.open(models["u1"], "cpu", "bf16", placement=STREAMED)
     layers, order = session.base_generation.layers, []
     assert isinstance(layers, ring.StreamedLayers)
@@ -196,7 +201,7 @@ def test_slots_are_let_go_of_only_when_nothing_is_under_way(models, monkeypatch)
     assert order == ["settled", "written"]
 
 
-def test_what_cannot_be_folded(models):
+def test_what_cannot_be_folded(models, lora):
     session = Session.open(models["u1"], "cpu", "bf16")
     table = Adapter({}, {EMBED_TOKENS: torch.zeros(session.config.vocab_size, session.config.width)}, name="big.st")
     with pytest.raises(

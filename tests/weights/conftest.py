@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from u1_core.lora.adapter import Adapter, LoraModule
-from u1_core.model.config import U1Config, linear_modules, tensor_shapes
+from u1_core.lora.adapter import Adapter
+from u1_core.model.config import U1Config, tensor_shapes
 from u1_core.weights.dequantise import FORMATS
 from u1_core.weights.random_model import random_tensors
 from u1_core.weights.tiny import tiny_config, write_tiny_tokenizer
@@ -129,16 +129,10 @@ def gguf_model(tmp_path_factory) -> Callable[..., GgufModel]:
 
 
 @pytest.fixture
-def lora() -> Callable[[U1Config], Adapter]:
+def lora(random_modules) -> Callable[[U1Config], Adapter]:
     """(config) -> a LoRA on every linear map of the generation tower and the head, strong enough to be seen."""
 
-    def make(config: U1Config) -> Adapter:
-        modules = {}
-        for number, (path, (rows, columns)) in enumerate(linear_modules(config).items()):
-            if "_mot_gen" in path or ".fm_head." in path:
-                generator = torch.Generator().manual_seed(number)
-                down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
-                modules[path] = LoraModule(down, up, alpha=0.02)
-        return Adapter(modules, strength=0.7)
+    def wanted(path: str) -> bool:
+        return "_mot_gen" in path or ".fm_head." in path
 
-    return make
+    return lambda config: Adapter(random_modules(config, wanted, rank=4, alpha=0.02), strength=0.7)
