@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from tools.demo_page import STRIDES, Demo, write_page, write_sheet
+from tools.demo_page import BASE, FAST, STYLED, Demo, write_page, write_sheet
 from tools.nano.evaluate import draw
 from tools.nano.style_measures import StyleMeasures, draw_all, held_out_captions, measure
 from tools.nano.style_run import STEPS, STYLE, TRIGGER, eight_step, set_pairs, train_style, write_set
@@ -78,11 +78,11 @@ def draw_and_measure(
 ) -> tuple[dict[str, list[np.ndarray]], StyleMeasures]:
     """Pictures of the first `shown` captions by what they are, and the measures of all captions in eight steps."""
     style, fast = read_lora(run.folder / f"{STYLE}.safetensors").adapter, eight_step()
-    eight = draw_all(session, [style], TRIGGER, captions, *STRIDES[8], fast=[fast])
+    eight = draw_all(session, [style], TRIGGER, captions, *FAST, fast=[fast])
     pictures = {"base_8": eight.base, "style_8": eight.styled, "untriggered_8": eight.untriggered}
-    pictures["base_50"] = draw(session, captions[:shown], *STRIDES[50])
+    pictures["base_50"] = draw(session, captions[:shown], *BASE)
     session.use([style])
-    pictures["style_50"] = draw(session, [f"{TRIGGER}, {caption}" for caption in captions[:shown]], *STRIDES[50])
+    pictures["style_50"] = draw(session, [f"{TRIGGER}, {caption}" for caption in captions[:shown]], *STYLED)
     found = measure(eight, captions, STYLE, training)
     return {name: drawn[:shown] for name, drawn in pictures.items()}, found
 
