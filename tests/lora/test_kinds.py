@@ -32,10 +32,20 @@ def test_metadata_tells_and_the_reason_is_given(configs):
 
 
 def test_the_official_8_step_lora_of_u15_is_known(configs):
-    kinds, reason = _kinds(configs["U1.5-8B"], "attn=r128a8;mlp=r128a8", {"tensor_kind": "neo_hf_lora"})
+    official = {"tensor_kind": "neo_hf_lora"}
+    kinds, reason = _kinds(configs["U1.5-8B"], "attn=r128a8;mlp=r128a8", official)
     assert kinds == {"u1.5"}
     assert "U1.5's official 8-step LoRA" in reason
-    assert _kinds(configs["U1-8B"], "attn=r128a128;mlp=r128a128")[0] == {"u1", "u1.5"}
+    assert _kinds(configs["U1-8B"], "attn=r128a128;mlp=r128a128", official)[0] == {"u1", "u1.5"}
+
+
+def test_a_file_shaped_like_the_official_one_may_be_another(configs):
+    like, official = (configs["U1-8B"], "attn=r128a8;mlp=r128a8"), {"tensor_kind": "neo_hf_lora"}
+    assert _kinds(*like)[0] == _kinds(*like, {"tensor_kind": "other"})[0] == {"u1", "u1.5"}
+    assert _kinds(*like, {"u1.base_kind": "u1"}) == ({"u1"}, "its metadata says U1")
+    assert _kinds(*like, official | {"u1.base_kind": "u1"}) == ({"u1"}, "its metadata says U1")
+    assert _kinds(*like, official | {"format": "train_u1.upstream_lora"})[0] == {"u1"}
+    assert _kinds(*like, official, full=["fm_modules.fm_head.0.bias"])[0] == {"u1"}
 
 
 def test_contradictions_and_unknown_kinds(configs):

@@ -30,14 +30,17 @@ def possible_kinds(
     """(kinds it may be for, how that is known), from the names of its modules and full tensors, each module's rank and
     alpha, and its metadata. Raises U1Error if the file contradicts itself.
     """
-    found = [*_from_metadata(metadata), *_from_names(names), *_from_known_files(ranks_and_alphas, metadata)]
     kinds, reasons = KINDS, []
-    for evidence in found:
+    for evidence in [*_from_metadata(metadata), *_from_names(names)]:
         if not kinds & evidence.kinds:
             raise U1Error(f"the file contradicts itself: {' and '.join([*reasons, evidence.reason])}")
         if kinds - evidence.kinds:
             reasons.append(evidence.reason)
         kinds &= evidence.kinds
+    known = _known_file(ranks_and_alphas, metadata)
+    # A likeness contradicts nothing: it counts only where what the file says of itself leaves that open.
+    if known and known.kinds < kinds:
+        kinds, reasons = known.kinds, [*reasons, known.reason]
     return kinds, " and ".join(reasons) or "nothing in it tells"
 
 
@@ -71,10 +74,10 @@ def _from_names(names: Collection[str]) -> Iterable[Evidence]:
             yield Evidence(frozenset(kinds), f"it has {name}, {words}")
 
 
-def _from_known_files(
-    ranks_and_alphas: Collection[tuple[int, float]], metadata: Mapping[str, str]
-) -> Iterable[Evidence]:
-    """The official 8-step LoRA of U1.5 has no head and names no model."""
-    right_tensor_kind = metadata.get("tensor_kind", "neo_hf_lora") == "neo_hf_lora"
-    if right_tensor_kind and len(ranks_and_alphas) == 294 and set(ranks_and_alphas) == {(128, 8.0)}:
-        yield Evidence(frozenset({"u1.5"}), "294 modules of rank 128 and alpha 8 are U1.5's official 8-step LoRA")
+def _known_file(ranks_and_alphas: Collection[tuple[int, float]], metadata: Mapping[str, str]) -> Evidence | None:
+    """The official 8-step LoRA of U1.5 has no head and names no model, but both its forms, with bare keys and for
+    ComfyUI, have a tensor_kind. Ranks and alphas alone are anybody's."""
+    alike = len(ranks_and_alphas) == 294 and set(ranks_and_alphas) == {(128, 8.0)}
+    if not alike or metadata.get("tensor_kind") != "neo_hf_lora":
+        return None
+    return Evidence(frozenset({"u1.5"}), "294 modules of rank 128 and alpha 8 are U1.5's official 8-step LoRA")
