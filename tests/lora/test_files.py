@@ -154,6 +154,17 @@ def test_the_file_of_full_tensors_comes_along(tmp_path, filled):
     assert "style.full.safetensors is not beside it" in read_lora(tmp_path / "style.safetensors").notes[0]
 
 
+def test_what_was_read_stays_when_the_files_are_written_anew(tmp_path, filled):
+    low_rank = _saved(tmp_path, _tensors(filled("u1")), {FULL_FILE: "full.safetensors"})
+    full = _saved(tmp_path, {f"{HEAD}.bias": torch.ones(64)}, name="full.safetensors")
+    adapter = read_lora(low_rank).adapter
+    for path in (low_rank, full):
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    _same_effect(adapter, filled("u1"))
+    assert torch.equal(adapter.full[f"{HEAD}.bias"], torch.ones(64))
+
+
 def _official_merge(weights, lora):
     """The official loader's rule, strictly: returns (merged weights, the keys it used)."""
     merged, used = dict(weights), set()

@@ -195,7 +195,8 @@ def _parse_keys(header: Header) -> dict[str, LoraKey]:
 def _read_tensors(header: Header) -> dict[str, Tensor]:
     try:
         with safe_open(str(header.path), framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in header.tensors}
+            # Copies: what is read lies in the file's own pages, and goes wrong once that is written anew or cut short.
+            tensors = {name: file.get_tensor(name).clone() for name in header.tensors}
     except (SafetensorError, OSError) as problem:
         raise U1Error(f"{header.path}: cannot be read ({problem})") from None
     for name, tensor in tensors.items():
