@@ -96,14 +96,57 @@ def test_alpha_from_peft_settings(tmp_path, filled):
     assert file.notes == ("alpha is taken from adapter_config.json",)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "use_rslora": True}), encoding="utf-8")
     assert read_lora(path).adapter.modules[Q0].scale == 6 / math.sqrt(4)
-    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "no"}', encoding="utf-8")
-    with pytest.raises(U1Error, match=r"adapter_config.json: lora_alpha is 'no'"):
+
+
+def test_peft_settings_are_of_pefts_files_only(tmp_path, filled):
+    adapter = filled("u1", "attn=r4")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}', encoding="utf-8")
+
+    def scale(name, prefix):
+        path = _saved(tmp_path, _tensors(adapter, prefix, PEFT, alpha=None), name=name)
+        return read_lora(path).adapter.modules[Q0].scale
+
+    assert scale("style.safetensors", "base_model.model.") == 2.0
+    assert scale("adapter_model.safetensors", "") == 2.0
+    assert scale("style.safetensors", "") == 1.0
+    assert scale("style.safetensors", "diffusion_model.") == 1.0
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA", "alpha": 8}', encoding="utf-8")
+    assert scale("style.safetensors", "diffusion_model.") == 1.0
+    with pytest.raises(U1Error, match=r"adapter_config.json: has no lora_alpha"):
+        scale("adapter_model.safetensors", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"lora_alpha": "no"}, "lora_alpha is 'no', expected a number above 0"),
+        (
+            {"alpha_pattern": {"*.q_proj": 3}},
+            r"alpha_pattern '\*\.q_proj' is not a regular expression \(nothing to repeat\)",
+        ),
+        ({"alpha_pattern": {"q_proj": -1}}, "lora_alpha is -1, expected"),
+        ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\], expected alphas by pattern"),
+        ({"use_rslora": "perhaps"}, "use_rslora is 'perhaps', expected true or false"),
+    ],
+)
+def test_peft_settings_that_make_no_sense_are_named(tmp_path, filled, config, message):
+    path = _saved(tmp_path, _tensors(filled("u1", "attn=r4"), "base_model.model.", PEFT, alpha=None))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8} | config), encoding="utf-8")
+    with pytest.raises(U1Error, match=rf"adapter_config\.json: {message}"):
         read_lora(path)
 
 
 def test_alpha_from_metadata(tmp_path, filled):
     tensors = _tensors(filled("u1", "attn=r4"), sides=PEFT, alpha=None)
-    assert read_lora(_saved(tmp_path, tensors, {"lora_alpha": "1"})).adapter.modules[Q0].scale == 0.25
+
+    def scale(**metadata):
+        return read_lora(_saved(tmp_path, tensors, metadata)).adapter.modules[Q0].scale
+
+    assert scale(lora_alpha="1") == scale(lora_alpha="1", use_rslora="False", alpha_pattern="{}") == 0.25
+    assert scale(lora_alpha="8", use_rslora="true") == scale(lora_alpha="8.0", use_rslora="True") == 4.0
+    assert scale(lora_alpha="8", alpha_pattern='{"q_proj_mot_gen": 2}') == 0.5
+    with pytest.raises(U1Error, match=r"x\.safetensors: use_rslora is 'perhaps'"):
+        scale(lora_alpha="8", use_rslora="perhaps")
 
 
 def test_full_tensors_beside_low_rank_terms(tmp_path, filled, configs):

@@ -234,7 +234,7 @@ def _modules(
     for module, has in parts.items():
         _check_pair(path, module, has["down"], has["up"])
     without = {module: has["down"].shape[0] for module, has in parts.items() if "alpha" not in has}
-    assumed, notes = _alphas_elsewhere(path, metadata, without)
+    assumed, notes = _alphas_elsewhere(path, next(iter(keys.values())).prefix, metadata, without)
     modules = {}
     for module, has in parts.items():
         alpha = _alpha(path, module, has["alpha"]) if "alpha" in has else assumed[module]
@@ -265,12 +265,12 @@ def _alpha(path: Path, module: str, tensor: Tensor) -> float:
 
 
 def _alphas_elsewhere(
-    path: Path, metadata: Mapping[str, str], ranks: Mapping[str, int]
+    path: Path, prefix: str, metadata: Mapping[str, str], ranks: Mapping[str, int]
 ) -> tuple[dict[str, float], list[str]]:
     """Alphas of modules that have none in the file: as PEFT's settings have them, else the rank; and a note on it."""
     if not ranks:
         return {}, []
-    settings = find_peft_settings(path, metadata)
+    settings = find_peft_settings(path, prefix, metadata)
     if settings:
         note = f"alpha is taken from {settings.source}"
         return {module: settings.alpha_of(module, rank) for module, rank in ranks.items()}, [note]
