@@ -105,7 +105,7 @@ def test_a_prompt_that_cannot_be_built_is_told_of_when_it_is_drawn(session, reci
 
 
 def test_prompts_sizes_and_steps_come_from_the_recipe(session, recipe, previewer):
-    assert preview_prompts(recipe, ["one", "two", "three"]) == ("sty, one", "sty, two")
+    assert preview_prompts(recipe, ["one", "two"]) == ("sty, one", "sty, two")
     asked = replace(recipe, previews=replace(recipe.previews, prompts=("just this",), size="48x32"))
     assert preview_prompts(asked, ["one"]) == ("just this",)
     settings = preview_settings(session.config, asked)

@@ -70,7 +70,7 @@ def _tail(folder: Path, follow: bool) -> None:
     while True:
         going = alive(folder)
         # A last line without its end is still being written.
-        lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.is_file() else []
+        lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
         for line in lines[max(shown, 0 if shown else len(lines) - LINES) :]:
             print(_told(json.loads(line)), flush=True)
         shown = len(lines)

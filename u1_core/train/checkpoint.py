@@ -7,6 +7,7 @@ seed, the step and the sample (see `rng`).
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_state(path: Path) -> State:
         raise U1Error(f"{path}: {header.size_problem or 'is no state of a run'}")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in header.tensors}
+            # Copies: as long as a view of the file is somewhere, Windows lets nobody delete or replace it.
+            tensors = {name: file.get_tensor(name).clone() for name in header.tensors}
         facts = json.loads(header.metadata[STATE])
     except (SafetensorError, OSError, ValueError) as problem:
         raise U1Error(f"{path}: cannot be read ({problem})") from None
@@ -99,9 +101,10 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> None:
 
 
 def discard(folder: Path, step: int) -> None:
-    """Delete all that there is of one step's checkpoint."""
+    """Delete all that there is of one step's checkpoint; what someone has open, on Windows, stays for the next time."""
     for name in (f"state_{step:06}", f"step_{step:06}", f"step_{step:06}.full"):
-        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -33,6 +33,8 @@ class Control:
         self._thread = threading.Thread(target=self._watch, name="u1-control", daemon=True)
 
     def __enter__(self) -> "Control":
+        if alive(self._folder):  # two that went on with the same run would write over each other
+            raise U1Error(f"{self._folder}: the run is still going; `u1 runs stop` ends it")
         (self._folder / "control").unlink(missing_ok=True)
         self._job.subscribe(self._hear)
         self._tell("running")
@@ -59,7 +61,7 @@ class Control:
     def _obey(self) -> None:
         path = self._folder / "control"
         try:
-            word = path.read_text(encoding="utf-8").strip()
+            word = path.read_bytes().decode("utf-8", "replace").strip()
             path.unlink()
         except OSError:
             return

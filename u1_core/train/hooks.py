@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from u1_core.session import Session
-from u1_core.train.previews import Previewer, preview_prompts
+from u1_core.train.previews import CAPTIONS_TAKEN, Previewer, preview_prompts
 from u1_core.train.recipe import Recipe
 from u1_core.train.step import Trainer
-from u1_core.train.validation import standard_validator
+from u1_core.train.validation import standard_validator, triggered
 
 
 class Hook(Protocol):
@@ -29,6 +29,7 @@ class Hook(Protocol):
 def standard_hooks(session: Session, recipe: Recipe, trainer: Trainer, previews: Path) -> list[Hook]:
     """Validation, and previews into that folder."""
     samples = trainer.data.samples
-    validator = standard_validator(recipe, samples)
-    captions = [samples[number].caption for number in range(min(2, len(samples)))]
+    validator = standard_validator(recipe, trainer.data)
+    shown = triggered(samples, recipe.style, range(len(samples)))[:CAPTIONS_TAKEN]
+    captions = [samples[number].caption for number in shown]
     return [validator, Previewer(session, recipe, preview_prompts(recipe, captions), previews)]

@@ -18,7 +18,7 @@ def validate(session: Session, recipe: Recipe, adapters: Mapping[str, Adapter]) 
     """
     shares = {}
     with prepared(Job(lambda job: None), session, recipe) as trainer:
-        validator = standard_validator(recipe, trainer.data.samples)
+        validator = standard_validator(recipe, trainer.data)
         for name, adapter in adapters.items():
             found = validator.look(trainer, adapter.to(session.device))
             shares[name] = found[judged_by(found)]["x0"]

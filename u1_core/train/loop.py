@@ -24,7 +24,7 @@ from u1_core.train.prepare import prepared, state_at_start
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
 from u1_core.train.report import write_report
-from u1_core.train.resume import About, check_space, refuse_changes
+from u1_core.train.resume import About, check_space, refuse_changes, refuse_shorter
 from u1_core.train.room import make_room
 from u1_core.train.run_folder import RunFolder, Saved, free_run_path, run_path, without_paths
 from u1_core.train.step import Record, Trainer
@@ -66,8 +66,8 @@ def train(
     where it took several pictures), "checkpoint" and "results" (the file saved), "plan" (what it predicts),
     "rollback", "warning" and "out_of_memory" (a message).
     The session's lease is held while the model is at work, and free between steps. Asked to stop, or at an error, the
-    run saves a checkpoint and ends; asked before its first step, it leaves nothing and returns None. What hooks find is
-    told under their names: "validation", "preview".
+    run saves a checkpoint and ends; asked before it has a folder, it leaves nothing and returns None. What hooks find
+    is told under their names: "validation", "preview".
     """
     # First of all: if the optimizer cannot be had, that is known before a model is read, and its package, which takes
     # seconds to import, comes while the disk is at work on the model.
@@ -91,17 +91,22 @@ def train(
         hashes = data_hashes(trainer.data.samples, files)
         about = About(dump_recipe(without_paths(recipe)), fingerprint(hashes), session.snapshot.fingerprint())
         state = newest_state(folder.checkpoints) if folder else None
-        if state and resume != "anyway":
-            refuse_changes(folder.path, state, about)
+        if state:
+            refuse_shorter(folder.path, state, recipe)
+            if resume != "anyway":
+                refuse_changes(folder.path, state, about)
         tight = check_space(recipe, trainer)
         folder = folder or RunFolder.create(recipe)
-        manifest = Manifest(folder.path / "manifest.json", session, files, hashes, recipe.train.optimizer)
-        begun(trainer, folder.path)
         with Control(folder.path, job) as control:
+            folder.keep_recipe()
+            manifest = Manifest(folder.path / "manifest.json", session, files, hashes, recipe.train.optimizer)
+            begun(trainer, folder.path)
             run = _Run(job, session, trainer, folder, about, control, manifest)
             if alone:
                 run.release_understanding()
-            return run.go(state, tight)
+            run.begin(state, tight)
+            del state  # gigabytes, which the trainer has copied
+            return run.go()
 
 
 class _Run:
@@ -134,8 +139,8 @@ class _Run:
                 hook.begin(self._trainer)
             self._session.release_understanding()
 
-    def go(self, state: State | None, warning: str = "") -> Outcome:
-        """From `state`, or from the start, to the end or until told to stop. `warning` is told first."""
+    def begin(self, state: State | None, warning: str = "") -> None:
+        """At `state`, or at the start. `warning` is told first."""
         self._journal.cut(state.log_bytes if state else 0)
         if warning:
             self._warn(warning)
@@ -144,6 +149,9 @@ class _Run:
             self._job.emit("resumed_from", step=self._step, steps=self._settings.steps)
         self._board.begin(self._step)
         self._tell_plan()
+
+    def go(self) -> Outcome:
+        """To the end, or until told to stop."""
         try:
             self._steps()
         except DivergedError:
@@ -204,13 +212,8 @@ class _Run:
 
     def _undo_update(self) -> list[Record]:
         """Leave half an update behind: go back to the newest checkpoint, or to the start. Returns no records."""
-        gone, state = self._step + 1, newest_state(self._folder.checkpoints)
-        if state:
-            self._return_to(state)
-        else:
-            self._trainer.restore(**state_at_start(self._session, self._trainer))
-            self._step, self._saved_at, self._looked = 0, 0, False
-        self._journal.cut(state.log_bytes if state else 0)
+        gone = self._step + 1
+        self._go_back()
         reason = "memory ran out in the middle of an update"
         told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": self._trainer.guard.lr_scale}
         self._log([{"event": "rollback", **told}])
@@ -257,16 +260,15 @@ class _Run:
         self._looked = True
 
     def _roll_back(self, reason: str) -> None:
-        """Go back to the newest checkpoint with half the learning rate. Raises DivergedError where that is over."""
-        guard, state = self._trainer.guard, newest_state(self._folder.checkpoints)
-        if guard.rollbacks >= self._settings.max_rollbacks or state is None:
+        """Go back with half the learning rate. Raises DivergedError where that is over."""
+        guard = self._trainer.guard
+        if guard.rollbacks >= self._settings.max_rollbacks:
             raise DivergedError(
                 f"step {self._step}: {reason}: the run has diverged after {guard.rollbacks} attempts to go back and "
-                "was stopped; its last checkpoint is sound. Lower train.lr"
+                "was stopped; its last checkpoint, if it has any, is sound. Lower train.lr"
             )
         gone, rollbacks = self._step, guard.rollbacks + 1
-        self._journal.cut(state.log_bytes)
-        self._return_to(state)
+        self._go_back()
         guard.rollbacks, guard.skipped = rollbacks, 0
         told = {"step": self._step, "from_step": gone, "reason": reason, "lr_scale": guard.lr_scale}
         self._board.begin(self._step)
@@ -276,6 +278,15 @@ class _Run:
             self._write_state()
         except U1Error as problem:
             self._warn(f"not saved that the run went back: {problem}")
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint, or to the start, the log with it."""
+        if state := newest_state(self._folder.checkpoints):
+            self._return_to(state)
+        else:
+            self._trainer.restore(**state_at_start(self._session, self._trainer))
+            self._step, self._saved_at, self._looked = 0, 0, False
+        self._journal.cut(state.log_bytes if state else 0)
 
     def _return_to(self, state: State) -> None:
         self._trainer.restore(state.weights, state.ema, state.optimizer, state.guard)
@@ -290,6 +301,7 @@ class _Run:
             self._write_state()
         except U1Error as problem:
             discard(self._folder.checkpoints, self._step)
+            self._saved_time = time.monotonic()  # checkpoint_minutes from now, not at every step
             self._warn(f"no checkpoint at step {self._step}: {problem}")
             return
         prune(self._folder.checkpoints, self._settings.keep_last, self._settings.keep_every)

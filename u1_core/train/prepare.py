@@ -58,7 +58,7 @@ def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
     framing = Framing(
         recipe.data.cap_max_pixels, config.token_pixels, recipe.data.snap_bucket, recipe.data.fit, recipe.data.upscale
     )
-    samples, pictures, sequences = _checked_data(job, session, recipe, framing)
+    samples, pictures, sequences, kept_back = _checked_data(job, session, recipe, framing)
     sizes = Sizes(samples, framing)
     with session.lease:
         prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
@@ -78,7 +78,7 @@ def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
         device=str(device),
     )
     order = Order(recipe.train, len(samples.turns), lambda place: sizes[samples.turns[place]])
-    data = TrainingSet(samples, pictures, prefixes, order)
+    data = TrainingSet(samples, pictures, prefixes, order, kept_back)
     return Trainer(config, base, adapter, optimizer, recipe, data, plan, upstream)
 
 
@@ -135,13 +135,16 @@ def _upstream(session: Session, recipe: Recipe) -> list[Adapter]:
 
 def _checked_data(
     job: Job, session: Session, recipe: Recipe, framing: Framing
-) -> tuple[Dataset, PictureCache, CaptionSequences]:
-    """The samples, their pictures and their prompts, checked. Raises one U1Error for all that cannot be trained on.
+) -> tuple[Dataset, PictureCache, CaptionSequences, Sequence[int]]:
+    """The samples, their pictures and their prompts, checked, and the numbers of those that validation keeps from
+    training. Raises one U1Error for all that cannot be trained on.
 
     Emits "checking" (done, total pictures) and "checked" (findings: what else there is to know of the set).
     """
     data, style = recipe.data, recipe.style
     dataset = open_dataset(Path(data.data_dir).expanduser(), data.n_samples)
+    if not len(dataset):
+        refuse_problems(dataset.source, dataset.problems)
     _check_untriggered(dataset, style)
     pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
     rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
@@ -152,10 +155,10 @@ def _checked_data(
     job.emit("checked", findings=[asdict(finding) for finding in findings])
     if data.upscale == "skip":
         dataset.leave_out_small(framing)
-    may_be_held_out = triggered(dataset, style, range(len(dataset)))
+    may_be_held_out = triggered(dataset, style, sorted(set(dataset.turns)))
     if kept_back := held_out(may_be_held_out, recipe.validation, recipe.train.seed):
         dataset.leave_out(set(kept_back))
-    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset)
+    return dataset, pictures, CaptionSequences(session.tokenizer, recipe, dataset), kept_back
 
 
 def _check_untriggered(dataset: Dataset, style: Style) -> None:

@@ -46,9 +46,9 @@ def preview_settings(config: U1Config, recipe: Recipe) -> SampleSettings:
 
 
 def preview_prompts(recipe: Recipe, captions: Sequence[str]) -> tuple[str, ...]:
-    """The recipe's prompts, or the first captions as training sees them: the trigger before each."""
+    """The recipe's prompts, or these captions as training sees them: the trigger before each."""
     before = f"{recipe.style.trigger}, " if recipe.style.trigger else ""
-    return recipe.previews.prompts or tuple(f"{before}{caption}" for caption in captions[:CAPTIONS_TAKEN])
+    return recipe.previews.prompts or tuple(f"{before}{caption}" for caption in captions)
 
 
 class Previewer:

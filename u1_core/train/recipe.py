@@ -256,10 +256,10 @@ class Validation(Section):
     """Errors on fixed pictures, timesteps and noise, against the base model's."""
 
     every: int = setting(
-        300, "look each so many steps, and before the first; 0 does not", COUNT_OR_NONE, "steps", free=True
+        300, "look each so many steps, and before the first; 0 does not, and holds nothing out", COUNT_OR_NONE, "steps"
     )
     pictures: int = setting(
-        4, "most pictures looked at, of those held out and of those trained on each", COUNT, "pictures", free=True
+        4, "most pictures looked at, of those held out and of those trained on each", COUNT, "pictures"
     )
     timesteps: int = setting(8, "values of t that each picture is looked at, from noise to picture", COUNT, free=True)
     split: float | None = setting(

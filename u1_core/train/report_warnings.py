@@ -11,8 +11,9 @@ def warnings_of(run: RunLog) -> list[str]:
     """One line each, in the order in which they matter; none twice."""
     found = [record["message"] for event in ("warning", "out_of_memory") for record in run.of(event)]
     found += [
-        f"step {record['step']}: preview failed: {record['failed']}"
-        for record in run.of("preview")
+        f"step {record['step']}: {event} failed: {record['failed']}"
+        for event in ("validation", "preview")
+        for record in run.of(event)
         if "failed" in record
     ]
     found += [

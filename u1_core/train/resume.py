@@ -11,7 +11,7 @@ from u1_core.errors import U1Error
 from u1_core.train.checkpoint import State
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import dump_recipe
-from u1_core.train.run_folder import run_path, without_paths
+from u1_core.train.run_folder import checkpoints_path, run_path, without_paths
 from u1_core.train.step import Trainer
 
 SHOWN = 3
@@ -45,6 +45,14 @@ def refuse_changes(folder: Path, state: State, now: About) -> None:
         raise U1Error(f"{folder}: {'; '.join(changed)}; undo that, or say --resume-anyway to go on all the same")
 
 
+def refuse_shorter(folder: Path, state: State, recipe: Recipe) -> None:
+    """Raise U1Error if the run has gone further than this recipe's steps: it would never come to them."""
+    if state.step > recipe.train.steps:
+        raise U1Error(
+            f"{folder}: the run is at step {state.step} already and train.steps is {recipe.train.steps}; give it more"
+        )
+
+
 def check_space(recipe: Recipe, trainer: Trainer) -> str:
     """Words of warning if the disk will not hold all checkpoints to be kept, or nothing.
 
@@ -52,13 +60,14 @@ def check_space(recipe: Recipe, trainer: Trainer) -> str:
     """
     weights = 4 * sum(tensor.numel() for tensor in trainer.parameters.values())
     checkpoint = weights * (5 if trainer.ema else 4)
-    place = next(path for path in (run_path(recipe).absolute(), *run_path(recipe).absolute().parents) if path.exists())
+    chosen = checkpoints_path(recipe, run_path(recipe)).absolute()
+    place = next(path for path in (chosen, *chosen.parents) if path.exists())
     free = shutil.disk_usage(place).free
     least = checkpoint + weights + MARGIN_BYTES
     if free < least:
         raise U1Error(
             f"{place}: {free / 1e9:.1f} GB are free, and a checkpoint and the results of this run take "
-            f"{least / 1e9:.1f} GB; make room, or choose another folder (--out)"
+            f"{least / 1e9:.1f} GB; make room, or choose another folder (--out, train.checkpoint_dir)"
         )
     wanted = least + checkpoint * recipe.train.keep_last
     if free < wanted:

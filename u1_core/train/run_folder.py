@@ -35,8 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self._recipe = path, recipe
-        chosen = recipe.train.checkpoint_dir
-        self.checkpoints = Path(chosen) if chosen else path / "checkpoints"
+        self.checkpoints = checkpoints_path(recipe, path)
         self.previews = path / "previews"
         self.log_path = path / "log.jsonl"
         self.board = path / "tensorboard"
@@ -51,13 +50,13 @@ class RunFolder:
             free_run_path(recipe)
         except OSError as problem:
             raise U1Error(f"{path}: cannot be made ({problem.strerror or problem})") from None
+        folder = cls(path, recipe)
         try:
-            with replacing(path / "recipe.yaml") as file:
-                file.write(dump_recipe(recipe).encode("utf-8"))
+            folder.keep_recipe()
         except U1Error:
             path.rmdir()
             raise
-        return cls(path, recipe)
+        return folder
 
     @classmethod
     def reopen(cls, recipe: Recipe) -> "RunFolder":
@@ -66,6 +65,11 @@ class RunFolder:
         if not (path / "recipe.yaml").is_file():
             raise U1Error(f"{path}: there is no run to resume; leave out --resume to begin one")
         return cls(path, recipe)
+
+    def keep_recipe(self) -> None:
+        """Put the recipe into the folder, in place of the one that an earlier start of the run had. Raises U1Error."""
+        with replacing(self.path / "recipe.yaml", overwrite=True) as file:
+            file.write(dump_recipe(self._recipe).encode("utf-8"))
 
     def save_checkpoint(self, adapter: Adapter, step: int) -> Saved:
         """The weights after `step` steps, as checkpoints/step_000600.safetensors and .full.safetensors."""
@@ -112,6 +116,12 @@ def run_path(recipe: Recipe) -> Path:
     return Path(recipe.runtime.out_dir).expanduser() / recipe.run_name
 
 
+def checkpoints_path(recipe: Recipe, folder: Path) -> Path:
+    """Where a run's checkpoints are: in its own folder, or where the recipe wants them."""
+    chosen = recipe.train.checkpoint_dir
+    return Path(chosen).expanduser() if chosen else folder / "checkpoints"
+
+
 def free_run_path(recipe: Recipe) -> Path:
     """Where the run's folder is to be. Raises U1Error if something is there, or checkpoints are where its own are to
     go: a run is never overwritten."""
@@ -121,10 +131,10 @@ def free_run_path(recipe: Recipe) -> Path:
             f"{path}: there is a run of this name already; choose another run_name (--name) or folder (--out), "
             "or go on with it (--resume)"
         )
-    chosen = recipe.train.checkpoint_dir
-    if chosen and (held := state_files(Path(chosen))):
+    if held := state_files(checkpoints_path(recipe, path)):
         raise U1Error(
-            f"train.checkpoint_dir {chosen}: has checkpoints of another run already ({held[0].name}); choose another"
+            f"train.checkpoint_dir {held[0].parent}: has checkpoints of another run already ({held[0].name}); choose "
+            "another"
         )
     return path
 

@@ -101,7 +101,8 @@ def whole_records(lines: Iterable[bytes]) -> list[Record]:
 def _lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Only at ends of lines: texts in them may hold what Unicode counts as one.
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     found = []
     for number, line in enumerate(lines, start=1):
         try:

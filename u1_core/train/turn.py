@@ -27,6 +27,8 @@ class TrainingSet:
     pictures: PictureCache
     prefixes: CaptionPrefixes
     order: Order
+    held_out: Sequence[int] = ()
+    """Numbers of samples that have no turn, so that validation may look at them."""
 
     def number_at(self, draw: int) -> int:
         """The number of the sample whose turn it is at `draw`."""

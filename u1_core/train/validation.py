@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from u1_core.data.dataset import Dataset
 from u1_core.data.folder import Sample
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, tower_terms
@@ -27,6 +26,7 @@ from u1_core.train.prefixes import move_prefix
 from u1_core.train.recipe import Recipe, Style, Validation
 from u1_core.train.rng import generator
 from u1_core.train.step import Trainer
+from u1_core.train.turn import TrainingSet
 
 T_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Between these the errors are also told apart: the layout is decided near t = 0, the detail near 1."""
@@ -159,11 +159,10 @@ class Validator:
         return [Question(number, (place + 0.5) / count, place) for number in numbers for place in range(count)]
 
 
-def standard_validator(recipe: Recipe, samples: Dataset) -> Validator:
-    """The recipe's own, about samples of which those held out have no turn any more."""
-    seed, settings = recipe.train.seed, recipe.validation
-    among, turns = (triggered(samples, recipe.style, numbers) for numbers in (range(len(samples)), samples.turns))
-    return Validator(settings, turns, held_out(among, settings, seed), seed)
+def standard_validator(recipe: Recipe, data: TrainingSet) -> Validator:
+    """The recipe's own, about the samples that are trained on with the trigger and those held out."""
+    turns = triggered(data.samples, recipe.style, data.samples.turns)
+    return Validator(recipe.validation, turns, data.held_out, recipe.train.seed)
 
 
 @torch.no_grad()

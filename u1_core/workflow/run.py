@@ -1,6 +1,7 @@
 """One training run of this process: its job, how it stands, and what it has to show."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -105,7 +106,8 @@ class Run:
         changes: dict[str, Any] = {}
         if event.kind == "step":
             self._go_back_to(data["step"] - 1)
-            self.points.append((data["step"], data["loss"]))
+            if math.isfinite(data["loss"]):
+                self.points.append((data["step"], data["loss"]))
             changes = {"state": "running", "message": "", **self._paced(data)}
         elif event.kind == "resumed_from":
             self._go_back_to(data["step"])
@@ -172,7 +174,7 @@ class Herald:
         run.take(event)
         if event.kind == "giving way":
             self._host.give_way()
-        if event.kind == "step":
+        if event.kind == "step" and math.isfinite(event.data["loss"]):
             self._points.append(run.points[-1])
         self._marks += run.marks[marked:]
         if run.status.state != before or time.monotonic() - self._told_at >= SENT_EVERY_S:

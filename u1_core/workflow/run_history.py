@@ -1,5 +1,6 @@
 """What a run's folder tells of it: how it stands, its losses by step, and what it found when it looked at itself."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import Any
 
 from u1_core.errors import U1Error
 from u1_core.train.control import read_status
+from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import load_recipe
+from u1_core.train.run_folder import checkpoints_path
 from u1_core.train.run_log import whole_records
 
 HISTORY_POINTS = 1000
@@ -55,12 +58,12 @@ def status_of(folder: Path) -> Status:
     facts = read_status(folder)
     last = facts.get("step", 0)
     try:
-        steps = load_recipe(folder / "recipe.yaml").train.steps
+        recipe = load_recipe(folder / "recipe.yaml")
     except U1Error as problem:
         return Status(folder.name, "failed", last, last, message=str(problem))
     done = [folder / f"{folder.name}.safetensors", folder / f"{folder.name}.full.safetensors"]
     results = [path for path in done if path.is_file()]
-    saved = results or checkpoints(folder)[-1:]
+    saved, steps = results or checkpoints(folder, recipe)[-1:], recipe.train.steps
     state = "finished" if results and last >= steps else facts["state"].replace("dead", "interrupted")
     return Status(
         folder.name,
@@ -75,12 +78,12 @@ def status_of(folder: Path) -> Status:
 
 def history_of(folder: Path) -> tuple[list[Point], list[Mark]]:
     """A run's losses by step, means where a step took several pictures, and its marks. Steps that it went back over
-    count as they came out last."""
+    count as they came out last; a loss that is no number has no place on a chart, nor in JSON."""
     losses: dict[int, list[float]] = {}
     marks: list[Mark] = []
     last = 0
     for record in log_of(folder):
-        if "loss" in record:
+        if "loss" in record and math.isfinite(record["loss"]):
             step = record["step"]
             if step < last:
                 losses = {kept: values for kept, values in losses.items() if kept < step}
@@ -97,7 +100,7 @@ def marks_of(records: Iterable[dict[str, Any]]) -> list[Mark]:
     for record in records:
         if record.get("event") == "validation":
             found = record.get("held_out") or record.get("training")
-            if found:
+            if found and math.isfinite(found["x0"]["percent"]):
                 marks.append({"step": record["step"], "percent": found["x0"]["percent"]})
         elif record.get("event") == "preview" and "files" in record:
             marks.append({key: record[key] for key in ("step", "files", "base_files", "prompts")})
@@ -113,9 +116,9 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in stretches]
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path, recipe: Recipe) -> list[Path]:
     """A run's LoRAs by step, without what lies beside them."""
-    files = (folder / "checkpoints").glob("step_*.safetensors")
+    files = checkpoints_path(recipe, folder).glob("step_*.safetensors")
     return sorted(path for path in files if re.fullmatch(r"step_\d+\.safetensors", path.name))
 
 

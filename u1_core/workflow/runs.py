@@ -17,6 +17,8 @@ from u1_core.session import Session
 from u1_core.train.control import alive, ask
 from u1_core.train.loop import Outcome, train
 from u1_core.train.recipe import Recipe
+from u1_core.train.recipe_file import load_recipe
+from u1_core.train.run_folder import checkpoints_path
 from u1_core.workflow.handles import Model
 from u1_core.workflow.host import Host
 from u1_core.workflow.run import POLL_S, Herald, Run, RunJob, news_of
@@ -135,11 +137,12 @@ class Runs:
     def newest_file(self, run_id: str, step: int = 0) -> Path:
         """The last LoRA that a run has saved, or its checkpoint of one step. Raises U1Error."""
         folder = self.folder(run_id)
+        recipe = load_recipe(folder / "recipe.yaml")
         if step:
-            saved = [folder / "checkpoints" / f"step_{step:06}.safetensors"]
+            saved = [checkpoints_path(recipe, folder) / f"step_{step:06}.safetensors"]
         else:
             saved = [folder / f"{run_id}.safetensors", folder / f"{run_id}.full.safetensors"]
-            saved += reversed(checkpoints(folder))
+            saved += reversed(checkpoints(folder, recipe))
         for path in saved:
             if path.is_file():
                 return path
