@@ -4,8 +4,9 @@ Every finding says how bad it is: "stops" makes training on it impossible, "hurt
 to be known. Captions are all read; pictures are all looked at, or of a very large set a few thousand spread over it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -171,7 +172,7 @@ def _check_pictures(
     on_progress: Progress | None,
 ) -> None:
     prints: dict[str, Fingerprint] = {}
-    compared = set(spread(len(dataset), COMPARED))
+    compared = {numbers[place] for place in spread(len(numbers), COMPARED)}
     for done, number in enumerate(numbers, 1):
         name = dataset[number].id
         pictures.expect(numbers[done - 1 : done + pictures.ahead])
@@ -213,6 +214,10 @@ def _check_frame(name: str, frame: Frame, rules: Rules, findings: Findings) -> N
         findings.add("hurts", what, "crop it yourself", place)
 
 
+def _is_stray_mask(path: Path, pictures: Collection[Path]) -> bool:
+    return path.name.endswith(MASK_SUFFIX) and path.with_name(path.name.removesuffix(MASK_SUFFIX)) not in pictures
+
+
 def _check_files(dataset: FolderDataset, rules: Rules, findings: Findings) -> None:
     samples = list(dataset)
     pictures = {sample.path.with_suffix("") for sample in samples}
@@ -221,7 +226,7 @@ def _check_files(dataset: FolderDataset, rules: Rules, findings: Findings) -> No
         name = path.relative_to(dataset.source).as_posix()
         if path.suffix.lower() in NOT_READ:
             findings.add("hurts", "a picture in a format that is not read", "save it as PNG or JPEG", name)
-        elif path.name.endswith(MASK_SUFFIX) and path.with_name(path.name.removesuffix(MASK_SUFFIX)) not in pictures:
+        elif _is_stray_mask(path, pictures) and dataset.whole:
             findings.add("note", "a mask without its picture", "name both alike", name)
         elif path.suffix.lower() == ".txt" and path.with_suffix("") not in pictures and dataset.whole:
             findings.add("note", "a text without a picture of that name", "name both alike", name)

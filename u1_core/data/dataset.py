@@ -98,7 +98,11 @@ class TableDataset(Dataset):
         self._count = min(len(table), limit or len(table))
         self.turns = range(self._count)
         if "repeats" in table.columns:
-            self.turns = np.repeat(np.arange(self._count), table.numbers("repeats")[: self._count]).tolist()
+            repeats = table.numbers("repeats")[: self._count]
+            if (repeats < 0).any():
+                row = int(np.flatnonzero(repeats < 0)[0])
+                raise U1Error(f"{table.path}: row {row} has {repeats[row]} repeats; 0 leaves it out, 1 is the rule")
+            self.turns = np.repeat(np.arange(self._count), repeats).tolist()
 
     def __len__(self) -> int:
         return self._count

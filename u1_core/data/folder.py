@@ -76,7 +76,12 @@ def split_caption(text: str) -> tuple[str, str | None]:
 
 def holds_pictures(folder: Path) -> bool:
     """Whether there is a picture in the folder or in one within it."""
-    return any(_is_picture(path) for path in folder.rglob("*"))
+    return any(_is_picture(path) and not is_hidden(path, folder) for path in folder.rglob("*"))
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether the path, or a folder on the way to it from `folder`, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def repeats_of(name: str) -> int:
@@ -86,11 +91,10 @@ def repeats_of(name: str) -> int:
 
 
 def _picture_ids(folder: Path) -> dict[str, Path]:
-    paths = {path.relative_to(folder): path for path in folder.rglob("*") if _is_picture(path)}
     return {
-        _as_text(inner.as_posix()): path
-        for inner, path in paths.items()
-        if path.is_file() and not any(part.startswith(".") for part in inner.parts)
+        _as_text(path.relative_to(folder).as_posix()): path
+        for path in folder.rglob("*")
+        if _is_picture(path) and path.is_file() and not is_hidden(path, folder)
     }
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ TURNED = range(5, 9)
 
 Source = Path | bytes | Image.Image
 """A picture file, its bytes, or an image already open."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # PIL refuses what is over twice its limit, as we do; what it only warns of, below that, is an ordinary large picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -87,7 +90,23 @@ def _opened(source: Source) -> Iterator[Image.Image]:
 
 
 def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Of a PNG, Pillow decodes the whole picture first, for what may come after it; most often nothing does.
+    exif = Image.Image.getexif(image) if _tells_nothing_late(image) else image.getexif()
+    return exif.get(ExifTags.Base.Orientation, 1)
+
+
+def _tells_nothing_late(image: Image.Image) -> bool:
+    """Whether it is a PNG that has just been opened and has nothing about itself after its pixels."""
+    if image.format != "PNG" or not (file := getattr(image, "fp", None)):
+        return False
+    here, kind, kinds = file.tell(), b"", []
+    file.seek(len(PNG_SIGNATURE))
+    while kind != b"IEND" and len(head := file.read(8)) == 8:
+        n_bytes, kind = struct.unpack(">I4s", head)
+        kinds.append(kind)
+        file.seek(n_bytes + 4, os.SEEK_CUR)
+    file.seek(here)
+    return b"IDAT" in kinds and set(kinds[kinds.index(b"IDAT") :]) <= {b"IDAT", b"IEND"}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

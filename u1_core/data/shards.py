@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from u1_core.data.folder import is_hidden
 from u1_core.data.table import COLUMNS, TABLE_SUFFIXES, Table, arrow_errors, open_table
 from u1_core.errors import U1Error
 
@@ -15,9 +16,7 @@ def shards_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in TABLE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and not is_hidden(path, folder)
     )
 
 

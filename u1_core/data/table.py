@@ -6,6 +6,7 @@ group, to a temporary Arrow file with small ones.
 """
 
 import contextlib
+import errno
 import tempfile
 import threading
 import weakref
@@ -146,6 +147,10 @@ def arrow_errors(path: Path) -> Iterator[None]:
     except U1Error:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, IndexError, KeyError) as problem:
+        if getattr(problem, "errno", None) == errno.EMFILE:
+            raise U1Error(
+                f"{path}: the system lets no more files be opened; allow more (ulimit -n), or make fewer, larger ones"
+            ) from None
         words = " ".join(str(problem).split())[:200]
         raise U1Error(
             f"{path}: is no {path.suffix} file that can be read, it is damaged or cut short ({words})"
@@ -210,7 +215,8 @@ class _CopiedGroups:
     def __init__(self, path: Path, groups: Groups) -> None:
         import pyarrow
 
-        self.columns = {name: groups.columns[name] for name in COLUMNS if name in groups.columns}
+        # An Arrow file has one dictionary for each column: texts that are numbered anew in each group are spelled out.
+        self.columns = {name: _spelled_out(groups.columns[name]) for name in COLUMNS if name in groups.columns}
         self.rows, self.largest_bytes = [], 0
         self._folder = tempfile.TemporaryDirectory(prefix="u1-rows-", ignore_cleanup_errors=True)
         copy = str(Path(self._folder.name) / "rows.arrow")
@@ -219,8 +225,10 @@ class _CopiedGroups:
             with pyarrow.OSFile(copy, "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
                 for group in range(len(groups.rows)):
                     for batch in groups.batches(group, list(self.columns)):
-                        writer.write_batch(batch.select(list(self.columns)))
-                        self.rows.append(batch.num_rows)
+                        plain = pyarrow.Table.from_batches([batch.select(list(self.columns))]).cast(schema)
+                        for piece in plain.to_batches():
+                            writer.write_batch(piece)
+                            self.rows.append(piece.num_rows)
         except OSError as problem:
             size = f"{groups.largest_bytes / 1e6:.0f} MB"
             raise U1Error(
@@ -268,6 +276,13 @@ def _check_columns(path: Path, groups: Groups) -> None:
         if kind and not _fits(name, kind):
             wanted = "text" if name in TEXTS else "bytes of picture files" if name in PICTURES else "whole numbers"
             raise U1Error(f"{path}: its column {name!r} is to hold {wanted}, but it holds {kind}")
+
+
+def _spelled_out(kind: Any) -> Any:
+    """An Arrow type; of a dictionary, that of its values."""
+    import pyarrow
+
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
 
 
 def _fits(name: str, kind: str) -> bool:
