@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ class PeftSettings:
     source: str
     """Where it was found, for messages."""
     alpha: float
-    by_pattern: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    by_pattern: Mapping[re.Pattern[str], float]
     """Alphas of the modules whose whole path a pattern matches, the first that does."""
-    rank_stabilised: bool = False
+    rank_stabilised: bool
 
     def alpha_of(self, module: str, rank: int) -> float:
         """The alpha for which alpha / rank is PEFT's scale of this module."""
@@ -88,7 +88,7 @@ def _value(text: str) -> Any:
 def _alpha(where: Path, value: Any) -> float:
     try:
         alpha = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         alpha = math.nan
     if not 0 < alpha < math.inf:
         raise U1Error(f"{where}: lora_alpha is {value!r}, expected a number above 0")
