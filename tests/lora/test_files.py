@@ -44,6 +44,7 @@ def _same_effect(read, adapter, tolerance=0.0):
 
 
 PEFT, LEGACY = ("lora_A.weight", "lora_B.weight"), ("lora_A", "lora_B")
+DIFFUSERS = ("lora.down.weight", "lora.up.weight")
 PEFT_DEFAULT = ("lora_A.default.weight", "lora_B.default.weight")
 
 
@@ -58,6 +59,7 @@ PEFT_DEFAULT = ("lora_A.default.weight", "lora_B.default.weight")
         ({"sides": LEGACY}, "", "lora_A/lora_B"),
         ({"sides": PEFT, "prefix": "diffusion_model."}, "diffusion_model.", "lora_A/lora_B"),
         ({"sides": PEFT, "prefix": "base_model.model."}, "base_model.model.", "lora_A/lora_B"),
+        ({"sides": DIFFUSERS, "prefix": "transformer."}, "transformer.", "lora.down/lora.up"),
         ({"sides": PEFT_DEFAULT, "prefix": "base_model.model."}, "base_model.model.", "lora_A/lora_B"),
     ],
 )
@@ -120,6 +122,7 @@ def test_peft_settings_are_of_pefts_files_only(tmp_path, filled):
     ("config", "message"),
     [
         ({"lora_alpha": "no"}, "lora_alpha is 'no', expected a number above 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 10+, expected a number above 0"),
         (
             {"alpha_pattern": {"*.q_proj": 3}},
             r"alpha_pattern '\*\.q_proj' is not a regular expression \(nothing to repeat\)",
@@ -277,7 +280,8 @@ def _broken(adapter):
         f"{Q0}.lora_up.weight has numbers that are not finite": good | {f"{Q0}.lora_up.weight": nan},
         f"{Q0}.alpha is 0.0": good | {f"{Q0}.alpha": torch.tensor(0.0)},
         f"{Q0}.alpha is [2.0, 2.0]": good | {f"{Q0}.alpha": torch.tensor([2.0, 2.0])},
-        f"{Q0}.dora_scale not of any known LoRA form": good | {f"{Q0}.dora_scale": torch.ones(64, 1)},
+        f"{Q0}.diff not of any known LoRA form for SenseNova-U1": good | {f"{Q0}.diff": torch.ones(64, 1)},
+        "SenseNova-U1: it is a DoRA, and only plain LoRAs are read": good | {f"{Q0}.dora_scale": torch.ones(64, 1)},
         "mixes forms, e.g.": good | {f"diffusion_model.{LAYER}.x.lora_up.weight": torch.ones(1, 1)},
         "mixes forms": good | {f"{LAYER}.mlp_mot_gen.gate_proj.lora_A.weight": torch.ones(1, 32)},
         "are the same thing twice": _tensors(adapter, sides=PEFT) | {f"{Q0}.lora_A.default.weight": torch.ones(4, 32)},

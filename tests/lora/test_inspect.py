@@ -80,6 +80,8 @@ def test_why_other_forms_do_not_load(tmp_path, filled):
     assert "lora_down.weight and lora_up.weight" in _verdicts(peft)["official scripts"][1]
     assert _verdicts(peft)["stock ComfyUI LoraLoader"][1].endswith("this file has base_model.model.")
     assert _verdicts(peft)["U1 Style Studio"][0]
+    diffusers = _bare(filled("u1.5"), tmp_path / "c.safetensors", sides=("lora.down", "lora.up"))
+    assert "lora_down.weight and lora_up.weight" in _verdicts(diffusers)["official scripts"][1]
 
 
 def test_full_tensors_are_counted_and_their_loss_is_told(tmp_path, filled):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule
-from u1_core.lora.keys import LoraKey, parse_key
+from u1_core.lora.keys import LoraKey, other_method, parse_key
 from u1_core.lora.kinds import BASE_KIND, possible_kinds
 from u1_core.lora.peft import find_peft_settings
 from u1_core.weights.header import DTYPE_NAMES, Header, read_header
@@ -38,7 +38,7 @@ class LoraFile:
     prefix: str
     """Before every key: "diffusion_model.", "base_model.model.", "lora_unet_", … or nothing."""
     naming: str
-    """ "lora_down/lora_up", "lora_A/lora_B", or nothing if it holds only full tensors."""
+    """As of its keys (`LoraKey.naming`), or nothing if it holds only full tensors."""
     dtypes: tuple[str, ...]
     """Of the low-rank tensors."""
     has_alpha: bool
@@ -176,7 +176,9 @@ def _parse_keys(header: Header) -> dict[str, LoraKey]:
     """Every tensor's name in the file -> what it is. The file must be of one form throughout."""
     keys = {name: parse_key(name) for name in header.tensors}
     if unknown := [name for name, key in keys.items() if key is None]:
-        raise U1Error(f"{header.path}: {_some(unknown)} not of any known LoRA form for SenseNova-U1")
+        method = next(filter(None, map(other_method, unknown)), None)
+        why = f": it is a {method}, and only plain LoRAs are read" if method else ""
+        raise U1Error(f"{header.path}: {_some(unknown)} not of any known LoRA form for SenseNova-U1{why}")
     for what in ("prefix", "naming"):
         first: dict[str, str] = {}
         for name, key in keys.items():

@@ -121,7 +121,7 @@ def _in_official_scripts(file: LoraFile) -> Loading:
     where = "official scripts"
     if not file.adapter.modules:
         return Loading(where, False, "they ignore fully trained tensors, and there is nothing else in it")
-    terms = [name for name in file.tensor_names if ".lora_" in name]
+    terms = [name for name in file.tensor_names if ".lora" in name]
     if not all(name.endswith((".lora_down.weight", ".lora_up.weight")) for name in terms):
         return Loading(where, False, "they take only names in lora_down.weight and lora_up.weight")
     if file.prefix not in ("", "diffusion_model."):

@@ -9,9 +9,26 @@ ROOTS = ("fm_modules.", "language_model.", "vision_model.")
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 """What programs put before the model's names: PEFT, ComfyUI, diffusers."""
 
-_SIDES = {"lora_down": "down", "lora_A": "down", "lora_up": "up", "lora_B": "up"}
+_SIDES = {
+    "lora_down": ("down", "lora_down/lora_up"),
+    "lora_up": ("up", "lora_down/lora_up"),
+    "lora_A": ("down", "lora_A/lora_B"),
+    "lora_B": ("up", "lora_A/lora_B"),
+    # As diffusers wrote them before it had PEFT.
+    "lora.down": ("down", "lora.down/lora.up"),
+    "lora.up": ("up", "lora.down/lora.up"),
+}
 # PEFT may put the adapter's name between: `….lora_A.default.weight`.
-_TERM = re.compile(r"(?P<module>.+)\.(?P<side>lora_down|lora_up|lora_A|lora_B)(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
+_TERM = re.compile(
+    r"(?P<module>.+)\.(?P<side>lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up)"
+    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.weight)?"
+)
+_OTHER_METHODS = (
+    (re.compile(r"\.(?:lora_magnitude_vector|dora_scale|magnitude)\b"), "DoRA"),
+    (re.compile(r"\.lora_(?:B|up)\.(?:.+\.)?bias$"), "LoRA with biases (PEFT's lora_bias)"),
+    (re.compile(r"\.hada_"), "LoHa"),
+    (re.compile(r"\.lokr_"), "LoKr"),
+)
 # The weight under a LoRA, as the reference trainer (`.base`) and PEFT (`.base_layer`) name it when it is trained too.
 _WRAPPED = re.compile(r"\.base(?:_layer)?(\.(?:weight|bias))$")
 _UNDERSCORED = (
@@ -27,8 +44,13 @@ _UNDERSCORED = (
         re.compile(r"language_model_model_layers_(\d+)_(mlp(?:_mot_gen)?)_(gate_proj|up_proj|down_proj|gate)"),
         r"language_model.model.layers.\1.\2.\3",
     ),
-    (re.compile(r"fm_modules_fm_head_(\d)"), r"fm_modules.fm_head.\1"),
+    (re.compile(r"fm_modules_fm_head_(\d|conv\d)"), r"fm_modules.fm_head.\1"),
     (re.compile(r"fm_modules_(timestep|noise_scale)_embedder_mlp_(\d)"), r"fm_modules.\1_embedder.mlp.\2"),
+    (re.compile(r"vision_model_embeddings_(patch|dense)_embedding"), r"vision_model.embeddings.\1_embedding"),
+    (
+        re.compile(r"fm_modules_vision_model_mot_gen_embeddings_(patch|dense)_embedding"),
+        r"fm_modules.vision_model_mot_gen.embeddings.\1_embedding",
+    ),
 )
 
 
@@ -43,20 +65,26 @@ class LoraKey:
     prefix: str
     """What stood before the model's name."""
     naming: str = ""
-    """ "lora_down/lora_up" or "lora_A/lora_B" for the two sides of a term."""
+    """ "lora_down/lora_up", "lora_A/lora_B" or "lora.down/lora.up" for the two sides of a term."""
 
 
 def parse_key(key: str) -> LoraKey | None:
     """Read one tensor's name; None if it belongs to no form known here."""
     prefix, rest = _split_prefix(key)
     if term := _TERM.fullmatch(rest):
-        naming = "lora_A/lora_B" if term["side"] in ("lora_A", "lora_B") else "lora_down/lora_up"
-        return _in_model(term["module"], _SIDES[term["side"]], prefix, naming)
+        part, naming = _SIDES[term["side"]]
+        return _in_model(term["module"], part, prefix, naming)
     if rest.endswith(".alpha"):
         return _in_model(rest.removesuffix(".alpha"), "alpha", prefix)
-    if rest.endswith((".weight", ".bias")) and prefix != "lora_unet_":
+    # No tensor of a checkpoint has "lora" in its name: that would be a part of a form not known here.
+    if rest.endswith((".weight", ".bias")) and ".lora" not in rest and prefix != "lora_unet_":
         return _in_model(_WRAPPED.sub(r"\1", rest), "full", prefix)
     return None
+
+
+def other_method(key: str) -> str | None:
+    """What a tensor's name says was trained instead of a plain LoRA; None if it says nothing that is known here."""
+    return next((method for sign, method in _OTHER_METHODS if sign.search(key)), None)
 
 
 def _split_prefix(key: str) -> tuple[str, str]:
