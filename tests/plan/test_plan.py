@@ -1,5 +1,7 @@
 """A plan gives up memory step by step, in the order in which that costs least."""
 
+from dataclasses import replace
+
 from u1_core.model.stack import Keep
 from u1_core.plan.plan import RUNGS, Cost, Plan
 from u1_core.weights.placement import Placement
@@ -66,3 +68,21 @@ def test_steps_that_would_save_nothing_are_left_out():
 
 def test_a_plan_that_has_nothing_left_to_give_up_has_no_step_back():
     assert plan(0, 1, (Keep.INPUT,) * LAYERS).step_back() is None
+
+
+def test_no_step_back_wants_more_of_the_hosts_memory_than_there_is_or_than_is_lacking_already():
+    def short_of_host(free: int):
+        """Host memory for this many layers."""
+
+        def predict_both(placement: Placement, kept: tuple[Keep, ...], together: int) -> Cost:
+            lacking = LAYER * max(0, LAYERS - len(placement.resident) - free)
+            return replace(predict(placement, kept, together), host_lacks_bytes=lacking)
+
+        return predict_both
+
+    start = Placement.spread(LAYERS, 4, slots=2), (Keep.INPUT,) * LAYERS, 1
+    residents = {
+        free: [len(each.placement.resident) for each in all_steps_back(Plan.of(*start, short_of_host(free)))]
+        for free in (8, 6, 4, 3)
+    }
+    assert residents == {8: [4, 4, 3, 2, 1, 0], 6: [4, 4, 3, 2], 4: [4, 4], 3: [4, 4]}

@@ -69,6 +69,12 @@ def test_resident_layers_and_slots(training):
     assert model.host_bytes(Placement.spread(42, 10, slots=2)) == 32 * 368 * MIB
 
 
+def test_what_the_host_is_short_of(training):
+    model = training(host_free_bytes=30 * 368 * MIB)
+    lacking = [model.predict(Placement.spread(42, count), INPUT, 1).host_lacks_bytes for count in (0, 11, 12, 42)]
+    assert lacking == [12 * 368 * MIB, 368 * MIB, 0, 0]
+
+
 def test_quantised_layers_cross_the_bus_as_blocks_and_are_dequantised_one_at_a_time(sampling):
     model = replace(sampling, copied_bytes=100 * MIB)
     assert model.weights_bytes(STREAMED) == 3 * 100 * MIB + 368 * MIB

@@ -19,6 +19,8 @@ class Cost:
     """Device memory reserved by the allocator at its highest."""
     seconds: float
     """Of one step: all the pictures of an update, or all the branches of a sampling step."""
+    host_lacks_bytes: int = 0
+    """What the host's memory is short of for the layers that are streamed."""
 
 
 Predict = Callable[[Placement, tuple[Keep, ...], int], Cost]
@@ -55,13 +57,15 @@ class Plan:
         return self.cost.seconds
 
     def step_back(self) -> "Plan | None":
-        """The next plan that is predicted to take less memory; None when nothing is left to give up.
+        """The next plan that is predicted to take less of the card's memory, and no more of the host's than it has;
+        None when nothing is left to give up.
 
         First less is kept for backward, then fewer micro-batches go together, then there are fewer slots, then fewer
         layers stay on the device: a quarter of what there is at a time.
         """
         for smaller in self._smaller():
-            if smaller.peak_bytes < self.peak_bytes:
+            fits_host = smaller.cost.host_lacks_bytes <= self.cost.host_lacks_bytes
+            if fits_host and smaller.peak_bytes < self.peak_bytes:
                 return smaller
         return None
 

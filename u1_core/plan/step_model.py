@@ -56,7 +56,11 @@ class StepModel:
         )
 
     def predict(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> Cost:
-        return Cost(self.peak_bytes(placement, kept, together), self.seconds(placement, kept, together))
+        return Cost(
+            peak_bytes=self.peak_bytes(placement, kept, together),
+            seconds=self.seconds(placement, kept, together),
+            host_lacks_bytes=max(0, self.host_bytes(placement) - self.host_free_bytes),
+        )
 
     def seconds(self, placement: Placement, kept: tuple[Keep, ...], together: int) -> float:
         streamed = [index for index in range(self.layers) if index not in placement.resident]
