@@ -159,6 +159,19 @@ def test_a_card_is_planned_for_when_the_tower_is_first_needed_and_when_pictures_
     assert len(asked) == 2
 
 
+def test_pictures_that_a_placement_before_a_run_had_room_for_are_planned_for_anew_after_it(models, monkeypatch):
+    session, placed = Session.open(models["u1"], "cpu"), [Placement(frozenset({0})), Placement(frozenset({0, 1, 2}))]
+    session.device = torch.device("cuda")  # as far as the choice goes
+    plans = iter([*placed, placed[0]])
+    monkeypatch.setattr(session._placing, "plan", lambda *args: SimpleNamespace(placement=next(plans)))
+    monkeypatch.setattr(session._placing, "spare_bytes", lambda plan: 0)
+    session.make_room((4, 3, 128, 128))
+    session.plan_training(SimpleNamespace(batch=1, height=64, width=64))
+    assert session._placing.placement == placed[1]
+    session.make_room((4, 3, 128, 128))
+    assert session._placing.placement == placed[0]
+
+
 def test_what_drawing_leaves_of_the_memory_goes_to_prompts_until_a_run_is_planned(models, monkeypatch):
     session, held = Session.open(models["u1"], "cpu"), []
     layers = LayersOnDisk(session.snapshot, UNDERSTANDING, "cpu", torch.float32)

@@ -80,8 +80,8 @@ def test_room_is_lacking_for_more_pixels_than_before(placing):
     mine.made_for((1, 3, 64, 64), 2)
     assert not mine.lacks_room((2, 3, 64, 64), 1)
     assert mine.lacks_room((1, 3, 64, 64), 3)
-    mine.made_for((1, 3, 32, 32), 1)  # less than before changes nothing
-    assert not mine.lacks_room((1, 3, 64, 64), 2)
+    mine.made_for((1, 3, 32, 32), 1)  # another placement, which leaves less room
+    assert mine.lacks_room((1, 3, 64, 64), 2)
     assert not placing(placement=Placement(frozenset()), fixed=True).lacks_room((9, 3, 999, 999), 9)
 
 

@@ -32,7 +32,7 @@ class Placing:
     """Of a quantised layer across the bus."""
     fixed: bool = False
     pixels: int = 0
-    """Of all rows of the largest pass that there is known to be room for."""
+    """Of all rows of the largest pass that the placement has room for."""
 
     def plan(self, work: Work, loaded: bool, held: bool, already_bytes: int = 0) -> Plan:
         """The plan for this work beside whatever is on the card now, `already_bytes` of which belong to the work.
@@ -82,8 +82,8 @@ class Placing:
         )
 
     def made_for(self, shape: Sequence[int], branches: int) -> None:
-        """There is room for such a pass now."""
-        self.pixels = max(self.pixels, _pixels(shape, branches))
+        """The placement was chosen for such a pass: what one before it had room for says nothing any more."""
+        self.pixels = _pixels(shape, branches)
 
 
 def _pixels(shape: Sequence[int], branches: int) -> int:
