@@ -102,6 +102,16 @@ def test_folded_before_the_towers_are_read(models, tmp_path, kind, lora):
     assert differing(held(session), session.snapshot) == []
 
 
+def test_in_another_dtype_it_is_a_merge_to_that(models, tmp_path, lora):
+    session = Session.open(models["u1"], "cpu", "fp32")
+    adapter = lora(session.config)
+    session.fold([adapter])
+    merge_loras(session.snapshot, [adapter], tmp_path / "same", torch.float32)
+    assert differing(held(session), Snapshot.open(tmp_path / "same")) == []
+    merge_loras(session.snapshot, [adapter], tmp_path / "checkpoint's")
+    assert differing(held(session), Snapshot.open(tmp_path / "checkpoint's"))
+
+
 def test_a_tower_that_is_read_as_it_is_used(models, tmp_path, monkeypatch, lora):
     """Not in memory at all, and with a layer read ahead when the LoRA comes."""
     session = Session.open(models["u1"], "cpu", "bf16")

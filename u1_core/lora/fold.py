@@ -1,4 +1,4 @@
-"""LoRAs folded into the weights of a model that is open: what `u1 lora merge` writes, without the file.
+"""LoRAs folded into the weights of a model that is open: what `u1 lora merge` writes in their dtype, without the file.
 
 A folded weight is made from the checkpoint's own each time and never from what is in memory. So nothing adds up, and
 taking the LoRAs out brings back the checkpoint's bytes.
