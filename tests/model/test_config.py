@@ -202,6 +202,9 @@ def test_file_errors_name_the_file(tmp_path):
     path.write_text("{oops")
     with pytest.raises(U1Error, match=r"config\.json: cannot be read as JSON \(Expecting property name"):
         U1Config.from_file(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(U1Error, match=r"config\.json: cannot be read as JSON \(maximum recursion depth"):
+        U1Config.from_file(path)
     path.write_text("[1]")
     with pytest.raises(U1Error) as raised:
         U1Config.from_file(path)

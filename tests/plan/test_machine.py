@@ -91,7 +91,7 @@ def test_another_machine_is_measured_anew(card, work):
     assert len(card.works) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "[" * 200_000], ids=["empty", "cut off", "a list", "nested"])
 def test_a_cache_that_is_not_whole_is_made_anew(card, work, tmp_path, text, training):
     (tmp_path / "measured.json").write_text(text, encoding="utf-8")
     assert costs_on(CARD, work) == training().costs

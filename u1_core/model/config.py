@@ -127,7 +127,7 @@ class U1Config:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise U1Error(f"{path}: there is no such file; a model folder needs its config.json") from None
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise U1Error(f"{path}: cannot be read as JSON ({problem})") from None
         try:
             return cls.from_dict(raw)

@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Nothing, if the file is not there or not whole: it is only a cache."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}
 

@@ -106,7 +106,7 @@ def source_of(folder: Path) -> dict[str, str]:
         return {"id": str(source["id"]), "revision": str(source["revision"])}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as problem:
         raise U1Error(f"{folder / SOURCE_FILE}: cannot be read ({problem!r}); delete it") from None
 
 

@@ -64,7 +64,7 @@ class _ReadAhead:
         try:
             while block := self._next():
                 _read(block, place)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no such file, or not such a file
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not (such) a file
             self._left_bytes = 0
 
     def _next(self) -> _Block | None:
