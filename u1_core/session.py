@@ -30,6 +30,7 @@ from u1_core.weights.gguf_layers import QuantisedLayers, largest_layer_bytes
 from u1_core.weights.layout import layer_bytes
 from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
+from u1_core.weights.read_ahead import on_to_generation
 from u1_core.weights.rewrite import rewrite
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.snapshot import GGUF, Snapshot
@@ -120,6 +121,7 @@ class Session:
             self.make_room(self._placing.native_shape())
         placement = self._placing.placement or self._room_for(GENERATION)
         everywhere = isinstance(placement, Placement) and len(placement.resident) == self.config.layers
+        on_to_generation()
         generation = load_generation(self._source, self.device, self.dtype, everywhere or placement, self._on_progress)
         self._hold_quantised(generation.layers, towers=1)
         return generation

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from u1_core.model.config import GENERATION, UNDERSTANDING
+from u1_core.session import Session
 from u1_core.weights import read_ahead
+from u1_core.weights.random_model import RandomWeights
 from u1_core.weights.snapshot import Snapshot
 from u1_core.weights.store import load_generation, load_understanding
 from u1_core.weights.tiny import KINDS
@@ -69,10 +71,13 @@ def test_no_more_is_read_than_the_share_of_memory(models, monkeypatch):
 
 
 def test_what_the_understanding_tower_still_lacks_is_left_when_the_generation_tower_is_loaded(models, monkeypatch):
+    monkeypatch.setattr(read_ahead, "BLOCK_BYTES", 10_000)
     reading, snapshot = begin(monkeypatch, models["u1"]), Snapshot.open(models["u1"])
     load_understanding(snapshot, "cpu", torch.float32)
     assert reading._next().tower == UNDERSTANDING
-    load_generation(snapshot, "cpu", torch.float32)
+    load_generation(RandomWeights(snapshot.config), "cpu", torch.float32, resident=False)  # as measuring does
+    assert reading._next().tower == UNDERSTANDING
+    assert Session.open(models["u1"], "cpu").base_generation
     n_bytes = 0
     while block := reading._next():
         assert block.tower == GENERATION
@@ -80,7 +85,17 @@ def test_what_the_understanding_tower_still_lacks_is_left_when_the_generation_to
     assert n_bytes == layer_bytes(snapshot, generation=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a.layer'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 100,
+        b"\x02" + bytes(7) + b"[]",
+        b"\x09" + bytes(7) + b'{"a.layer',
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    ],
+    ids=["empty", "no header", "a list", "cut off", "nested"],
+)
 def test_a_damaged_file_is_left_to_whoever_needs_it(content, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(content)
     for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "missing.safetensors"):

@@ -17,7 +17,6 @@ from u1_core.weights.host_memory import pin_limit_bytes
 from u1_core.weights.layout import LayerBuffer, allocate_layer, layer_bytes, layer_slices
 from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
-from u1_core.weights.read_ahead import on_to_generation
 from u1_core.weights.reading import read_places
 from u1_core.weights.ring import StreamedLayers
 from u1_core.weights.source import TensorSource
@@ -61,7 +60,6 @@ def load_generation(
     `StreamedLayers`: some on the device, the others in page-locked host memory and on the device in turns; those of a
     GGUF file are kept and copied as blocks, and dequantised on the device.
     """
-    on_to_generation()
     names = [name for name in tensor_shapes(source.config) if name.startswith("fm_modules.")]
     loader = _Loader(source, torch.device(device), dtype, progress)
     loader.expect(GENERATION, bool(resident), ["language_model.model.norm_mot_gen.weight", *names])
