@@ -180,3 +180,17 @@ def test_black_masks_stop_a_run(make, style):
     make.put(style, "a.mask.png", None, Image.new("L", (80, 80)))
     assert list(problems_of(check(style, masks="file"))) == ["a.png"]
     assert problems_of(check(style)) == {}
+
+
+def test_what_is_looked_at_of_a_large_set_is_compared_too(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED_AT", 4)  # of twelve: 0, 3, 6 and 9
+    monkeypatch.setattr(module, "COMPARED", 5)
+    images = [make.png(make.picture(0 if i == 9 else i, 80, 80)) for i in range(12)]
+    assert found(check(make.table(tmp_path / "t.parquet", 12, image=images)), "looks like s0").where == ("s9",)
+
+
+def test_masks_of_pictures_beyond_the_first_so_many_are_not_called_strays(make, style):
+    make.put(style, "e.mask.png", None, make.picture(0, 80, 80))
+    dataset = open_dataset(style, 3)
+    findings = check_dataset(dataset, training_pictures(dataset, FRAMING), Rules(FRAMING))
+    assert not [finding for finding in findings if "mask without" in finding.what]

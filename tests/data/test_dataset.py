@@ -75,3 +75,9 @@ def test_what_is_no_set_of_pictures(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(U1Error, match=r"notes\.md: is a file, not a folder"):
         open_dataset(tmp_path / "notes.md")
+
+
+def test_repeats_below_none(make, tmp_path):
+    path = make.table(tmp_path / "t.parquet", 3, repeats=[1, -2, 0])
+    with pytest.raises(U1Error, match=r"t\.parquet: row 1 has -2 repeats; 0 leaves it out, 1 is the rule"):
+        open_dataset(path)

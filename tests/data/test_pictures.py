@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 from safetensors.torch import load_file
 
 from u1_core.data.pictures import (
@@ -352,3 +353,22 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(U1Error, match=r"cannot be written \(No space left on device\)"):
         save_png(Image.new("RGB", (1, 1)), tmp_path / "u1.png", {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_size_of_a_png_is_known_without_decoding_it(orientation, late, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = encoded(Image.new("RGB", (200, 100)), "PNG", exif=exif)
+    start = whole.index(b"eXIf") - 4
+    chunk = whole[start : start + 12 + int.from_bytes(whole[start : start + 4], "big")]
+    if late:  # where it may stand, too: after the pixels
+        whole = whole.replace(chunk, b"").replace(whole[-12:], chunk + whole[-12:])
+    size = (100, 200) if orientation == 6 else (200, 100)
+    assert open_picture(whole).size == size
+    (tmp_path / "a.png").write_bytes(whole)
+    decoded, load = [], PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: (decoded.append(image), load(image))[1])
+    assert picture_size(tmp_path / "a.png") == size
+    assert bool(decoded) == late

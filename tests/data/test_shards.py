@@ -1,3 +1,6 @@
+import errno
+
+import pyarrow.parquet
 import pytest
 
 from u1_core.data.dataset import FolderDataset, open_dataset
@@ -47,4 +50,18 @@ def test_files_that_do_not_go_together(make, tmp_path):
         open_dataset(tmp_path / "set")
     (tmp_path / "set" / "b.parquet").write_bytes(b"no table")
     with pytest.raises(U1Error, match=r"b\.parquet: is no \.parquet file that can be read"):
+        open_dataset(tmp_path / "set")
+
+
+def test_a_hidden_picture_makes_no_folder_of_pictures(make, tmp_path):
+    shard(make, tmp_path / "set", "a.parquet", 0, 2, 1)
+    make.put(tmp_path / "set", ".cache/thumbnail.png", None, make.picture(0))
+    assert len(open_dataset(tmp_path / "set")) == 2
+
+
+def test_files_beyond_what_the_system_opens(make, tmp_path, monkeypatch):
+    shard(make, tmp_path / "set", "a.parquet", 0, 2, 1)
+    refuse = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", lambda *_, **__: (_ for _ in ()).throw(refuse))
+    with pytest.raises(U1Error, match=r"a\.parquet: the system lets no more files be opened; allow more \(ulimit -n\)"):
         open_dataset(tmp_path / "set")

@@ -178,3 +178,13 @@ def test_without_pyarrow(make, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(U1Error, match=r"t\.parquet: parquet and arrow files take pyarrow, .* pip install pyarrow"):
         open_table(path)
+
+
+def test_captions_that_are_numbered_anew_in_each_group(make, tmp_path, monkeypatch):
+    """As dictionaries, of which an Arrow file has one for each column."""
+    path, captions = tmp_path / "t.parquet", [f"caption {i % 3} of {i // 10}" for i in range(40)]
+    table = pyarrow.table({"caption": captions, "image": [make.png(make.picture(i)) for i in range(40)]})
+    table = table.set_column(0, "caption", table["caption"].dictionary_encode())
+    pyarrow.parquet.write_table(table, path, row_group_size=10)
+    monkeypatch.setattr(module, "LARGEST_GROUP_BYTES", 100)
+    assert [sample.caption for sample, _ in everything(open_table(path))] == captions

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +64,31 @@ def test_weights_that_a_killed_run_left_without_their_state_go_too(tmp_path):
     (tmp_path / "step_000040.safetensors").write_bytes(b"")  # its state may be about to be written
     prune(tmp_path, keep_last=2, keep_every=0)
     assert sorted({int(path.stem[-2:]) for path in tmp_path.iterdir()}) == [20, 30, 40]
+
+
+def test_a_state_that_was_read_holds_on_to_no_file(tmp_path):
+    path = tmp_path / "state_000007.safetensors"
+    write_state(path, STATE)
+    found = read_state(path)
+    with path.open("rb+") as file:  # in place, as it would show in a view of the file
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(found.weights["a.down"], STATE.weights["a.down"])
+
+
+def test_what_someone_has_open_stays_for_the_next_time(tmp_path, monkeypatch):
+    """As Windows has it."""
+    for step in (1, 2, 3):
+        write_state(tmp_path / f"state_{step:06}.safetensors", replace(STATE, step=step))
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name == "state_000001.safetensors":
+            raise PermissionError(13, "used by another process")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    prune(tmp_path, keep_last=1, keep_every=0)
+    assert [path.name for path in state_files(tmp_path)] == ["state_000003.safetensors", "state_000001.safetensors"]
+    monkeypatch.undo()
+    prune(tmp_path, keep_last=1, keep_every=0)
+    assert [path.name for path in state_files(tmp_path)] == ["state_000003.safetensors"]

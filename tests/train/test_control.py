@@ -69,3 +69,14 @@ def test_on_a_full_disk_a_run_is_still_alive_and_a_word_that_cannot_be_left_is_a
     ask(tmp_path, "stop")
     control._obey()
     assert job._stop_asked
+
+
+def test_a_word_that_is_no_utf_8_is_passed_over(tmp_path, job):
+    """As Windows PowerShell's `echo pause > control` writes it."""
+    control = Control(tmp_path, job)
+    (tmp_path / "control").write_bytes("pause".encode("utf-16"))
+    control._obey()
+    assert not (tmp_path / "control").exists()
+    (tmp_path / "control").write_bytes(b"save")
+    control._obey()
+    assert control.save_asked.is_set()

@@ -1,9 +1,15 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
+from u1_core.errors import U1Error
+from u1_core.jobs import Job
 from u1_core.lora.files import read_lora
+from u1_core.train.hooks import standard_hooks
+from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Previews, Validation
 
 
@@ -43,3 +49,19 @@ def test_a_report_that_cannot_be_written_ends_no_run(session, recipe, run, monke
     assert job.state == "finished"
     told = [event.data["message"] for event in job.events() if event.kind == "warning"]
     assert "the report could not be written: division by zero" in told
+
+
+def test_what_is_drawn_by_default_is_what_was_trained_with_the_trigger(session, recipe):
+    style = replace(recipe.style, untriggered=("0.png", "2.png"))
+    recipe = replace(recipe, style=style, previews=Previews(every=2, steps=1, cfg=1.0))
+    trainer = prepare(Job(lambda job: None), session, recipe)
+    _, previewer = standard_hooks(session, recipe, trainer, Path("previews"))
+    assert previewer._prompts == ("sty, blocks of colour, number 1", "sty, blocks of colour, number 3")
+
+
+def test_no_caption_at_all_is_told_before_the_pattern_of_untriggered_ones(session, recipe):
+    for path in Path(recipe.data.data_dir).glob("*.txt"):
+        path.unlink()
+    recipe = replace(recipe, style=replace(recipe.style, untriggered=("0.png",)))
+    with pytest.raises(U1Error, match="cannot train on 5 pictures"):
+        prepare(Job(lambda job: None), session, recipe)

@@ -12,6 +12,7 @@ from u1_core.lora.plan import plan_lora, select_unfrozen
 from u1_core.model.config import tensor_shapes
 from u1_core.released import released_config
 from u1_core.session import Session
+from u1_core.train.guard import Guard
 from u1_core.train.loop import train
 from u1_core.train.recipe import Lora, Previews, Recipe, Validation
 
@@ -263,3 +264,20 @@ def test_deterministic_algorithms_are_asked_for_only_where_they_are_wanted(sessi
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     assert not run(session, replace(recipe, runtime=replace(recipe.runtime, deterministic=wanted))).error
     assert asked == ([True, False] if wanted else [])
+
+
+def test_a_run_that_goes_wrong_before_it_has_saved_anything_begins_anew(session, recipe, run, with_train, monkeypatch):
+    real, wrong = Guard.judge, iter([False] * 3 + [True] * 2 + [False] * 9)
+
+    def judge(guard, records, grad_norm):
+        if not next(wrong):
+            return real(guard, records, grad_norm)
+        guard.skipped += 1
+        return "made up"
+
+    monkeypatch.setattr(Guard, "judge", judge)
+    job = run(session, with_train(recipe, steps=6, checkpoint_every=0, max_skips=1, max_rollbacks=1))
+    assert (job.state, job.error, job.result.steps) == ("finished", None, 6)
+    (told,) = [event.data for event in job.events() if event.kind == "rollback"]
+    assert (told["from_step"], told["step"], told["lr_scale"]) == (5, 0, 0.5)
+    assert [record["step"] for record in read_log(job.result.folder) if "event" not in record] == [1, 2, 3, 4, 5, 6]

@@ -161,6 +161,15 @@ def test_skipped_steps_and_returns_are_told_and_spoil_no_curve(folder):
     assert not re.search(r"\bnan\b", re.sub(r"loss nan", "", html))
 
 
+def test_a_log_with_what_unicode_calls_an_end_of_line_and_a_last_line_cut_off_in_a_character(folder):
+    log = folder / "log.jsonl"
+    validation = {"event": "validation", "step": 60, "failed": "no picture\u2028at\u0085all"}
+    whole = log.read_bytes().rpartition(b"\n")[0] + b"\n" + json.dumps(validation, ensure_ascii=False).encode()
+    log.write_bytes(whole + b'\n{"step": 61, "sample": "\xe6')
+    texts = Reader(write_report(folder).read_text(encoding="utf-8")).texts
+    assert [text for text in texts if text.startswith("step 60: validation failed: no picture")]
+
+
 def test_the_plan_and_shortages_are_told_with_what_was_measured(folder):
     plan = {"resident": 12, "slots": 3, "kept": {"input": 30, "all": 12}, "together": 1, "steps": 50}
     plan |= {"predicted_seconds": 0.5, "predicted_bytes": 8 * 2**30}

@@ -1,17 +1,20 @@
 import importlib.util
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
+from u1_core.train import loop
 from u1_core.train.checkpoint import State, step_of
-from u1_core.train.control import alive, ask, read_status
+from u1_core.train.control import Control, alive, ask, read_status
 from u1_core.train.loop import train
 from u1_core.train.recipe import Lora, Previews, Recipe, Train
-from u1_core.train.recipe_file import dump_recipe
+from u1_core.train.recipe_file import dump_recipe, load_recipe
 from u1_core.train.resume import About, refuse_changes
 from u1_core.weights.write import NoRoomError
 
@@ -179,3 +182,51 @@ def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.kill_and_resume(tmp_path, kills=2, steps=24, every=4, seed=1) >= 1
+
+
+def test_more_steps_are_kept_with_the_run_and_fewer_than_it_has_are_refused(session, recipe, with_train):
+    stopped_after(session, with_train(recipe, steps=6), 3)
+    assert go_on(session, with_train(recipe, steps=8)).result.steps == 8
+    folder = Path(recipe.runtime.out_dir) / "tiny"
+    assert load_recipe(folder / "recipe.yaml").train.steps == 8
+    for resume in ("checked", "anyway"):
+        told = str(go_on(session, with_train(recipe, steps=6), resume).error)
+        assert told == f"{folder}: the run is at step 8 already and train.steps is 6; give it more"
+
+
+@pytest.mark.parametrize("changes", [{"every": 100}, {"pictures": 1}])
+def test_what_decides_which_pictures_are_held_out_is_part_of_the_run(session, recipe, changes):
+    stopped_after(session, recipe, 3)
+    changed = replace(recipe, validation=replace(recipe.validation, **changes))
+    assert f"validation.{next(iter(changes))} was " in str(go_on(session, changed).error)
+
+
+def test_two_cannot_go_on_with_the_same_run(session, recipe, with_train):
+    """The second may have looked whether anyone was at it while the first was still preparing."""
+    stopped_after(session, with_train(recipe, steps=1000), 2)
+    told = []
+
+    def begun(trainer, folder):
+        with pytest.raises(U1Error) as refused, Control(folder, Job(print)):
+            pass
+        told.append(str(refused.value))
+
+    job = Job(lambda job: train(job, session, with_train(recipe, steps=1000), "checked", begun))
+    job.subscribe(lambda event: job.stop() if event.kind == "step" else None)
+    assert job.start().wait(60)
+    assert (job.state, job.error) == ("stopped", None)
+    assert told == [f"{job.result.folder}: the run is still going; `u1 runs stop` ends it"]
+    assert read_status(job.result.folder)["step"] == 3
+
+
+def test_a_full_disk_is_tried_each_so_many_minutes_and_not_at_every_step(
+    session, recipe, with_train, full_disk, monkeypatch
+):
+    clock = itertools.count(0, 45)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with full_disk("state_"):
+        job = stopped_after(session, with_train(recipe, steps=20, checkpoint_minutes=4), 15)
+    tried = [int(words.split()[4].rstrip(":")) for words in warnings_of(job) if words.startswith("no checkpoint at")]
+    assert tried[-1] == 15  # as it is stopped
+    assert len(tried) >= 3
+    assert min(later - before for before, later in itertools.pairwise(tried[:-1])) >= 4

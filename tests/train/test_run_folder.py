@@ -81,3 +81,9 @@ def test_checkpoints_may_go_elsewhere(recipe, adapter, tmp_path, with_train):
     (tmp_path / "elsewhere" / "state_000007.safetensors").write_bytes(b"")
     with pytest.raises(U1Error, match=r"elsewhere: has checkpoints of another run already \(state_000007"):
         RunFolder.create(with_train(replace(recipe, run_name="other"), checkpoint_dir=str(tmp_path / "elsewhere")))
+
+
+def test_checkpoints_may_go_home(recipe, with_train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert RunFolder.create(with_train(recipe, checkpoint_dir="~/kept")).checkpoints == tmp_path / "kept"

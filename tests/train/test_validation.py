@@ -2,13 +2,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from u1_core.data.folder import Sample
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
 from u1_core.train.prepare import prepare
 from u1_core.train.recipe import Style, Validation
-from u1_core.train.validation import Question, Validator, compare, errors, held_out, triggered
+from u1_core.train.validation import (
+    Question,
+    Validator,
+    compare,
+    errors,
+    held_out,
+    standard_validator,
+    triggered,
+)
 
 HEAD = "fm_modules.fm_head.2"
 SETTINGS = Validation(every=10, pictures=2, timesteps=4)
@@ -134,3 +143,21 @@ def test_some_pictures_must_have_the_trigger(session, recipe):
 def test_something_must_be_left_to_train_on():
     with pytest.raises(U1Error, match=r"validation\.split is 0\.9: that leaves none of 2 pictures to train on"):
         held_out(range(2), replace(SETTINGS, split=0.9), seed=0)
+
+
+def test_only_pictures_that_are_trained_on_are_held_out(session, recipe, tmp_path):
+    """Those left out because they are too small are not asked about either."""
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    for number in range(40):
+        Image.new("RGB", (96, 96) if number % 2 else (16, 16), (number, 90, 40)).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"a plain square, number {number}", encoding="utf-8")
+    data = replace(recipe.data, data_dir=str(folder), upscale="skip")
+    recipe = replace(recipe, data=data, validation=replace(SETTINGS, split=0.25))
+    trainer = prepare(Job(lambda job: None), session, recipe)
+    assert len(trainer.data.held_out) == 5
+    assert all(number % 2 for number in trainer.data.held_out)
+    assert set(trainer.data.samples.turns) == set(range(1, 40, 2)) - set(trainer.data.held_out)
+    validator = standard_validator(recipe, trainer.data)
+    assert set(validator._sets["held_out"]) <= set(trainer.data.held_out)
+    assert set(validator._sets["training"]) <= set(trainer.data.samples.turns)
