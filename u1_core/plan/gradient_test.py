@@ -44,7 +44,7 @@ class Hostile(CudaCopies):
 
     def start(self, slot: Slot, host: Tensor, pinned: bool) -> None:
         self._settle(slot)
-        for event in slot.free:
+        for event in slot.free.values():
             self._stream.wait_event(event)
         with torch.cuda.stream(self._stream):
             slot.flat.fill_(float("nan"))

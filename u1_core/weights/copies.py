@@ -21,8 +21,8 @@ class Slot:
     """The layer that is in it or on its way."""
     ready: Any = None
     """CUDA event: the layer has arrived."""
-    free: list[Any] = field(default_factory=list)
-    """CUDA events: what computed with the layer before is done."""
+    free: dict[Any, Any] = field(default_factory=dict)
+    """CUDA event of each stream that has computed with the slot's last layer: that is done."""
     users: set[Any] = field(default_factory=set)
     """CUDA streams that compute with the layer now."""
     staging: Future | None = None
@@ -81,9 +81,9 @@ class CudaCopies:
 
     def start(self, slot: Slot, host: Tensor, pinned: bool) -> None:
         self._settle(slot)
-        for event in slot.free:
+        for event in slot.free.values():
             self._stream.wait_event(event)
-        slot.free = []
+        slot.free.clear()
         if pinned:
             with torch.cuda.stream(self._stream):
                 slot.flat[: len(host)].copy_(host, non_blocking=True)
@@ -99,7 +99,8 @@ class CudaCopies:
         slot.users.add(user)
 
     def release(self, slot: Slot) -> None:
-        slot.free = [user.record_event() for user in slot.users]
+        # A layer may be lent several times before another comes, each time to another stream.
+        slot.free |= {user: user.record_event() for user in slot.users}
         slot.users.clear()
 
     def close(self) -> None:
