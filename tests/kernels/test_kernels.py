@@ -97,3 +97,23 @@ def test_a_card_on_which_triton_fails_gets_plain_pytorch_and_is_told(monkeypatch
         assert "plain PyTorch is used" in caplog.text
     finally:
         switch.why_not.cache_clear()
+
+
+def test_a_card_that_is_full_is_tried_again_another_time(monkeypatch):
+    outcomes = [torch.OutOfMemoryError("CUDA out of memory"), None]
+
+    def apply(x, weight, eps):
+        outcome = outcomes.pop(0)
+        if outcome:
+            raise outcome
+        return x
+
+    monkeypatch.setattr(RmsNorm, "apply", apply)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape))
+    switch.why_not.cache_clear()
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            switch.why_not(torch.device("cuda", 7))
+        assert switch.why_not(torch.device("cuda", 7)) == ""
+    finally:
+        switch.why_not.cache_clear()

@@ -1,5 +1,6 @@
 """What there is to know of a machine without a card, and of parts that do not work."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -30,12 +31,34 @@ def test_quick_leaves_the_gradients_out():
 
 def test_a_package_that_is_missing_says_how_to_get_it(monkeypatch, untried):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    found = page(gradients=False)
-    assert found["gguf"].text == "not installed; `pip install gguf` for quantised bases"
-    assert found["8-bit AdamW"] == Finding(
+    assert page(gradients=False)["gguf"].text == "not installed; `pip install gguf` for quantised bases"
+    found = next(module._optional_packages(torch.device("cuda", 1)))
+    assert found == Finding(
         "8-bit AdamW", "not used, which takes more memory: bitsandbytes is not installed", sound=False
     )
+
+
+def test_the_8_bit_optimizer_is_tried_on_the_card_that_is_asked_about(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module.eight_bit, "why_not", lambda device: asked.append(device) or "it is busy")
+    assert next(module._optional_packages(torch.device("cuda", 1))).text.endswith("more memory: it is busy")
+    assert asked == [torch.device("cuda", 1)]
+
+
+def test_attention_names_what_works_and_its_time(monkeypatch):
+    timed = [("CUDNN", 0.0005), ("FLASH", 0.00125), ("EFFICIENT", math.inf), ("MATH", math.inf)]
+    found = [(SimpleNamespace(name=f"{name}_ATTENTION"), seconds) for name, seconds in timed]
+    monkeypatch.setattr(module.attention, "backends", lambda *about, backward: found[2 * backward :])
+    words = "forward: cudnn 0.50 ms, flash 1.25 ms; with backward: plain products only"
+    assert module._attention(torch.device("cuda")).text == words
+
+
+def test_a_card_that_is_full_is_no_fault_of_what_was_to_be_tried_on_it():
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    told = Finding("copies", "not tried: the card has no memory left for that", sound=False)
+    assert module._tried("copies", full, torch.device("cuda")) == told
 
 
 @pytest.mark.parametrize(

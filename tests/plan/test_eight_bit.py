@@ -44,3 +44,18 @@ def test_a_step_is_tried(package, share, why_not):
     package.optim.PagedAdamW8bit = lambda parameters, lr: torch.optim.SGD(parameters, lr=share * lr)
     with torch.inference_mode():
         assert eight_bit.why_not(CARD) == why_not
+
+
+def test_a_card_that_is_full_is_tried_again_another_time(package):
+    tries = []
+
+    def optimizer(parameters, lr):
+        tries.append(lr)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return torch.optim.SGD(parameters, lr=lr)
+
+    package.optim.PagedAdamW8bit = optimizer
+    with pytest.raises(torch.OutOfMemoryError):
+        eight_bit.why_not(CARD)
+    assert eight_bit.why_not(CARD) == ""

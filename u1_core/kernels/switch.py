@@ -32,6 +32,8 @@ def why_not(device: torch.device) -> str:
 
     try:
         RmsNorm.apply(torch.ones(1, 8, device=device), torch.ones(8, device=device), 0.0).sum().item()
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about Triton
     except Exception as problem:  # whatever a compiler or driver may say
         reason = f"Triton does not work here: {str(problem).strip().splitlines()[-1]}"
         _log.warning("plain PyTorch is used in place of the fast kernels: %s", reason)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -44,15 +45,23 @@ def look(device: torch.device, gradients: bool = True) -> Iterator[Finding]:
     yield Finding("system", f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} threads")
     yield Finding("torch", _torch_words())
     if device.type == "cuda":
-        yield from (check(device) for check in _CARD_CHECKS)
+        for name, check in _CARD_CHECKS.items():
+            yield _tried(name, check, device)
     else:
         yield Finding("card", "none that this PyTorch sees: everything runs on the CPU", sound=False)
     yield Finding("host memory", f"{gib(host_memory_bytes())}, of which {gib(pin_limit_bytes())} may be page-locked")
-    yield from _optional_packages()
+    yield from _optional_packages(device)
     yield from _disks()
     yield _comfyui()
     if gradients:
         yield _gradients(device)
+
+
+def _tried(name: str, check: Callable[[torch.device], Finding], device: torch.device) -> Finding:
+    try:
+        return check(device)
+    except torch.OutOfMemoryError:
+        return Finding(name, "not tried: the card has no memory left for that", sound=False)
 
 
 def _torch_words() -> str:
@@ -112,26 +121,34 @@ def _attention(device: torch.device) -> Finding:
         found = attention.backends(
             device, torch.bfloat16, config.heads, config.kv_heads, config.head_dim, backward=backward
         )
-        timed = [f"{each.name.split('_')[0].lower()} {seconds * 1e3:.2f} ms" for each, seconds in found[:-1]]
+        works = [(each.name.split("_")[0].lower(), seconds) for each, seconds in found if seconds < math.inf]
+        timed = [f"{name} {seconds * 1e3:.2f} ms" for name, seconds in works]
         words.append(f"{'with backward' if backward else 'forward'}: {', '.join(timed) or 'plain products only'}")
     return Finding("attention", "; ".join(words))
 
 
-_CARD_CHECKS: tuple[Callable[[torch.device], Finding], ...] = (_card, _driver, _copies, _pinning, _kernels, _attention)
+_CARD_CHECKS: dict[str, Callable[[torch.device], Finding]] = {
+    "card": _card,
+    "driver": _driver,
+    "copies": _copies,
+    "page-locking": _pinning,
+    "fast kernels": _kernels,
+    "attention": _attention,
+}
 
 
-def _optional_packages() -> Iterator[Finding]:
-    yield _eight_bit()
+def _optional_packages(device: torch.device) -> Iterator[Finding]:
+    yield _tried("8-bit AdamW", _eight_bit, device)
     for package, use in (("gguf", "quantised bases"), ("pyarrow", "parquet tables"), ("prodigyopt", "prodigy")):
         there = importlib.util.find_spec(package) is not None
         yield Finding(package, f"installed ({use})" if there else f"not installed; `pip install {package}` for {use}")
 
 
-def _eight_bit() -> Finding:
+def _eight_bit(device: torch.device) -> Finding:
     """The 8-bit optimizer, tried with a step."""
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return Finding("8-bit AdamW", "not used without a card; AdamW takes its place")
-    why_not = eight_bit.why_not(torch.device("cuda"))
+    why_not = eight_bit.why_not(device)
     if why_not:
         return Finding("8-bit AdamW", f"not used, which takes more memory: {why_not}", sound=False)
     return Finding("8-bit AdamW", f"bitsandbytes {importlib.import_module('bitsandbytes').__version__} works")

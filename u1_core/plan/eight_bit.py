@@ -24,6 +24,8 @@ def why_not(device: torch.device) -> str:
         parameter.grad = torch.ones_like(parameter)
         package.optim.PagedAdamW8bit([parameter], lr=0.5).step()
         moved = (parameter < 1).all().item()
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about the package
     except Exception as problem:  # whatever a package without its library may raise
         return f"bitsandbytes does not work: {str(problem).strip().splitlines()[-1]}"
     return "" if moved else "a step of bitsandbytes changes nothing"
