@@ -1,9 +1,11 @@
 """Each kernel against its plain form, value and gradient: the same numbers up to the order in which sums are taken."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from u1_core.kernels import switch
+from u1_core.kernels import norm, rotate, swiglu, switch
 from u1_core.kernels.norm import RmsNorm
 from u1_core.kernels.rotate import NormAndRotate
 from u1_core.kernels.swiglu import GatedUp
@@ -78,6 +80,42 @@ def test_norm_and_rotate(device, dtype, dim):
         return rope.turn_heads(x, q_norm, k_norm, 1e-3, (cos, sin), kv_heads)
 
     agree(kernel, plainly, qkv, dys, *norms, *tables)
+
+
+class Launches:
+    """Stands for a module's kernels: notes the tensor whose card is the current one at each launch."""
+
+    def __init__(self, monkeypatch, module):
+        self.noted, self._current = [], []
+        monkeypatch.setattr(torch.cuda, "device_of", self._on_card_of)
+        for name in ("_forward", "_backward"):
+            monkeypatch.setattr(module, name, self)
+
+    def __getitem__(self, grid):
+        return lambda first, *rest, **options: self.noted.append(self._current[-1].data_ptr() if self._current else 0)
+
+    @contextmanager
+    def _on_card_of(self, tensor):
+        self._current.append(tensor)
+        yield
+        self._current.pop()
+
+
+@pytest.mark.parametrize("module", [norm, rotate, swiglu])
+def test_kernels_are_launched_on_the_card_of_their_tensors(module, monkeypatch):
+    """Which need not be the current one."""
+    launches = Launches(monkeypatch, module)
+    x = torch.zeros(4, 4 * 8, requires_grad=True)
+    if module is norm:
+        outs = [RmsNorm.apply(x, torch.ones(32), 1e-3)]
+    elif module is swiglu:
+        outs = [GatedUp.apply(x)]
+    else:
+        tables = [torch.zeros(4, 1, 8)] * 2
+        outs = NormAndRotate.apply(x, torch.ones(2, 4), torch.ones(2, 4), 1e-3, *tables, 1)
+    torch.autograd.grad(outs, x, [torch.zeros_like(out) for out in outs])
+    passes = 2 if module is rotate else 1  # q and k
+    assert launches.noted == [x.data_ptr()] * 2 * passes
 
 
 def test_on_a_cpu_the_plain_form_is_used():

@@ -20,7 +20,9 @@ class RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         x = x.contiguous()
         y = torch.empty_like(x)
-        _forward[(x.numel() // width,)](x, weight, y, eps, width, BLOCK=triton.next_power_of_2(width), num_warps=8)
+        block = triton.next_power_of_2(width)
+        with torch.cuda.device_of(x):  # Triton launches on the current card
+            _forward[(x.numel() // width,)](x, weight, y, eps, width, BLOCK=block, num_warps=8)
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         return y
@@ -32,7 +34,8 @@ class RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         dx = torch.empty_like(x)
         block = triton.next_power_of_2(width)
-        _backward[(x.numel() // width,)](dy.contiguous(), x, weight, dx, ctx.eps, width, BLOCK=block, num_warps=8)
+        with torch.cuda.device_of(x):
+            _backward[(x.numel() // width,)](dy.contiguous(), x, weight, dx, ctx.eps, width, BLOCK=block, num_warps=8)
         return dx, None, None
 
 

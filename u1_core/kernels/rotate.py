@@ -63,10 +63,11 @@ def _launch(
     """Run a kernel over all heads of `rotated` (N, heads, head_dim), which are the heads from `first` on in `qkv`."""
     tokens, heads, dim = rotated.shape
     rows = tokens * heads
-    kernel[(triton.cdiv(rows, _ROWS),)](
-        qkv, rotated, norm, cos, sin, *more, eps, rows, heads, first, qkv.shape[1],
-        DIM=dim, BLOCK=triton.next_power_of_2(dim), ROWS=_ROWS,
-    )  # fmt: skip
+    with torch.cuda.device_of(qkv):  # Triton launches on the current card
+        kernel[(triton.cdiv(rows, _ROWS),)](
+            qkv, rotated, norm, cos, sin, *more, eps, rows, heads, first, qkv.shape[1],
+            DIM=dim, BLOCK=triton.next_power_of_2(dim), ROWS=_ROWS,
+        )  # fmt: skip
 
 
 @triton.jit

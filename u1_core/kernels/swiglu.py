@@ -19,7 +19,8 @@ class GatedUp(torch.autograd.Function):
         gate_up = gate_up.contiguous()
         rows, inner = len(gate_up), gate_up.shape[1] // 2
         y = gate_up.new_empty(rows, inner)
-        _forward[(rows, triton.cdiv(inner, _BLOCK))](gate_up, y, inner, BLOCK=_BLOCK)
+        with torch.cuda.device_of(gate_up):  # Triton launches on the current card
+            _forward[(rows, triton.cdiv(inner, _BLOCK))](gate_up, y, inner, BLOCK=_BLOCK)
         ctx.save_for_backward(gate_up)
         return y
 
@@ -29,7 +30,8 @@ class GatedUp(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         rows, inner = dy.shape
         d_gate_up = torch.empty_like(gate_up)
-        _backward[(rows, triton.cdiv(inner, _BLOCK))](dy.contiguous(), gate_up, d_gate_up, inner, BLOCK=_BLOCK)
+        with torch.cuda.device_of(gate_up):
+            _backward[(rows, triton.cdiv(inner, _BLOCK))](dy.contiguous(), gate_up, d_gate_up, inner, BLOCK=_BLOCK)
         return d_gate_up
 
 
