@@ -36,11 +36,6 @@ function addPanel(node) {
     configured?.call(this, saved);
     if (this.properties[PROPERTY]) panel.show(this.properties[PROPERTY]);
   };
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
-    removed?.call(this);
-    panel.remove();
-  };
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, PANEL_SIZE[0]), height]);
 }
@@ -106,10 +101,7 @@ function renderRuns(container) {
   };
   api.addEventListener("u1.run", onNews);
   refresh();
-  return () => {
-    api.removeEventListener("u1.run", onNews);
-    panel.remove();
-  };
+  return () => api.removeEventListener("u1.run", onNews);
 }
 
 const inShort = (status) => `${say(status.state)} · ${status.step}/${status.steps}`;

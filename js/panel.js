@@ -17,7 +17,22 @@ const buttonsInWords = () => [
   ["resume", say("Resume"), say("Go on from the last checkpoint"), (status) => status.resumable],
 ];
 
-/** An element showing the run that `show(id)` names; `remove()` ends its watching. */
+const panels = new Set(); // weakly: the frontend does not tell of every node that it throws away
+
+/** Redraw all panels, or those that show one run. */
+function redraw(id) {
+  for (const held of panels) {
+    const panel = held.deref();
+    if (!panel) panels.delete(held);
+    else if (!id || panel.id === id) panel.redraw();
+  }
+}
+
+watch(redraw);
+const recoloured = new MutationObserver(() => redraw()); // a canvas keeps the colours it was drawn in
+for (const page of [document.documentElement, document.body]) recoloured.observe(page, { attributeFilter: ["class", "style"] });
+
+/** An element showing the run that `show(id)` names, for as long as someone keeps the element. */
 export function makePanel() {
   const element = document.createElement("section");
   element.className = "u1-panel";
@@ -52,7 +67,7 @@ export function makePanel() {
   function render() {
     due = 0;
     const run = known(id);
-    if (!run) return;
+    if (!run || !element.isConnected) return; // once it is on the page its canvas changes its size
     const { status, points, marks } = run;
     find("name").textContent = status.id;
     find("state").textContent = say(status.state);
@@ -78,13 +93,10 @@ export function makePanel() {
     due ||= requestAnimationFrame(render);
   }
 
-  const unwatch = watch((changed) => changed === id && renderSoon());
-  const resized = new ResizeObserver(renderSoon);
-  resized.observe(canvas);
-  const recoloured = new MutationObserver(renderSoon); // a canvas keeps the colours it was drawn in
-  for (const page of [document.documentElement, document.body]) recoloured.observe(page, { attributeFilter: ["class", "style"] });
-  return {
+  new ResizeObserver(renderSoon).observe(canvas);
+  const panel = {
     element,
+    redraw: renderSoon,
     async show(next) {
       id = next;
       problem = "";
@@ -98,13 +110,10 @@ export function makePanel() {
     get id() {
       return id;
     },
-    remove() {
-      cancelAnimationFrame(due);
-      unwatch();
-      resized.disconnect();
-      recoloured.disconnect();
-    },
   };
+  element.u1Panel = panel;
+  panels.add(new WeakRef(panel));
+  return panel;
 }
 
 function inWords(status, points, marks) {

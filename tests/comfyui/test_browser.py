@@ -31,6 +31,37 @@ BRING_NODE_IN_SIGHT = """([x, y]) => {
   app.canvas.ds.offset = [x - node.pos[0], y - node.pos[1]];
   app.canvas.setDirty(true, true);
 }"""
+COUNT_CHARTS = """
+const charts = [], redrawn = new Set();
+const redraws = new MutationObserver((changes) => changes.forEach((change) => redrawn.add(change.target)));
+const observe = ResizeObserver.prototype.observe;
+ResizeObserver.prototype.observe = function (element, ...rest) {
+  if (element.className === "u1-chart") {
+    charts.push(new WeakRef(element));
+    redraws.observe(element, { attributeFilter: ["aria-label"] });
+  }
+  return observe.call(this, element, ...rest);
+};
+window.keptCharts = () => charts.filter((chart) => chart.deref()).length;
+window.redrawnCharts = async () => {
+  const frames = async () => { for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame); };
+  await frames();
+  redrawn.clear();
+  document.body.classList.toggle("a-change");
+  await frames();
+  const count = redrawn.size;
+  redrawn.clear();
+  return count;
+};"""
+"""Before the page's own scripts: how many panels are in memory, and how many redraw when the page changes."""
+COPY = "() => { app.canvas.selectItems(app.graph.nodes); app.canvas.copyToClipboard(); }"
+INTO_SUBGRAPH = """async () => {
+  app.graph.convertToSubgraph(new Set(app.graph.nodes));
+  const workflow = JSON.parse(JSON.stringify(app.graph.serialize()));
+  await app.loadGraphData(workflow);
+  return workflow;
+}"""
+LOAD = "(workflow) => app.loadGraphData(workflow)"
 SET_LANGUAGE = "(name) => app.extensionManager.setting.set('Comfy.Locale', name)"
 LEGIBLE = Path(__file__).with_name("legible.js").read_text(encoding="utf-8")
 
@@ -100,6 +131,31 @@ def test_the_panel_follows_a_run_survives_a_reload_and_stops_it(server, page, vu
     _open(page, server)
     page.locator(ON_NODE).locator("[data-state=stopped]").wait_for()
     assert page.locator(ON_NODE).locator(".u1-name").inner_text() == name
+
+
+@renderers
+def test_panels_of_nodes_that_the_frontend_throws_away_are_forgotten(
+    server, browser, vue_nodes, training, status, until
+):
+    _have_run_to_look_at(server, training, status, until)
+    page = browser.new_page(viewport={"width": 1600, "height": 1200}, reduced_motion="reduce")
+    page.add_init_script(COUNT_CHARTS)
+    _open(page, server)
+    _draw_nodes_by(page, vue_nodes)
+    page.evaluate(QUEUE, _look_at("looked_at"))
+    page.locator(ON_NODE).locator("[data-state=finished]").wait_for()
+    for _ in range(5):
+        page.evaluate(COPY)
+    assert _kept_charts(page) == 1
+    assert page.evaluate("redrawnCharts()") == 1
+    workflow = page.evaluate(INTO_SUBGRAPH)
+    kept = _kept_charts(page)
+    for _ in range(3):
+        page.evaluate(LOAD, workflow)
+    assert page.evaluate("redrawnCharts()") <= 1
+    if not vue_nodes:  # there the frontend itself keeps every node of a subgraph that it has drawn
+        assert _kept_charts(page) == kept
+    page.close()
 
 
 def test_a_run_that_a_crash_of_the_server_cut_off_is_resumed_from_the_panel_to_the_same_bytes(
@@ -199,6 +255,13 @@ def _panel_in_sidebar(page, run: str):
     panel = page.locator(".u1-runs .u1-panel")
     panel.get_by_text(run, exact=True).wait_for()
     return panel
+
+
+def _kept_charts(page) -> int:
+    for _ in range(2):  # what only finalizers free goes the second time
+        page.wait_for_timeout(300)
+        page.request_gc()
+    return page.evaluate("keptCharts()")
 
 
 def _look_at(run: str) -> dict:
