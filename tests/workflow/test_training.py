@@ -96,6 +96,17 @@ def until(condition: Callable, limit_s: float = 30):
     raise TimeoutError
 
 
+def within(limit_s: float) -> Callable[[], None]:
+    """A check that raises once the time is over."""
+    end = time.monotonic() + limit_s
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise TimeoutError
+
+    return check
+
+
 def state(studio: Studio, run: str) -> str:
     return studio.runs.status(run).state
 
@@ -198,6 +209,34 @@ def test_runs_take_turns_in_the_order_they_were_started_and_one_in_line_can_be_s
     until(lambda: state(studio, "third") == "finished")
     assert state(studio, "first") == "finished"
     assert not (studio.runs.root / "second").exists()
+
+
+def test_who_waits_for_a_run_in_line_does_not_hold_up_those_before_it(studio, start):
+    """As ComfyUI's prompts do: the host is busy for as long as a prompt waits."""
+    host = studio.host
+    at_step(studio, "ahead", 1, host.wants_it.set)
+    start("ahead")
+    until(lambda: state(studio, "ahead") == "giving way")
+    start("behind")
+    studio.runs.wait("behind", within(20))
+    assert (state(studio, "ahead"), state(studio, "behind")) == ("finished", "finished")
+    assert host.wants_it.is_set()
+
+
+def test_who_gives_up_waiting_has_the_runs_give_way_again(studio, start):
+    host = studio.host
+    at_step(studio, "first", 1, host.wants_it.set)
+    start("first", steps=100_000)
+    start("second")
+    until(lambda: state(studio, "first") == "giving way")
+
+    def check() -> None:
+        if studio.runs.status("first").step > 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        studio.runs.wait("second", check)
+    until(lambda: state(studio, "first") == "giving way")
 
 
 def test_save_now_and_preview_now(studio, start):

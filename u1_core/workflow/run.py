@@ -35,7 +35,7 @@ class RunJob(Job):
         super().__init__(work)
         self._busy = busy
         self.awaited = 0
-        """How many are waiting for its end: it does not give way to those who wait for it."""
+        """How many are waiting for its end, or for that of one behind it in line: it does not give way to them."""
 
     def go_on(self) -> bool:
         """As `Job.go_on`, after giving way."""

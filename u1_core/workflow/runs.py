@@ -120,17 +120,22 @@ class Runs:
         raise U1Error(f"run {run_id} has no preview {name!r}")
 
     def wait(self, run_id: str, check: Callable[[], None]) -> None:
-        """Until a run of this process has ended; it does not give way meanwhile. Raises what `check` raises, and
-        U1Error if the run fails."""
-        run = self._runs.get(run_id)
+        """Until a run of this process has ended; neither it nor those before it in line give way meanwhile. Raises what
+        `check` raises, and U1Error if the run fails."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            awaited = self._line[: self._line.index(run) + 1] if run in self._line else []
+            for each in awaited:
+                each.job.awaited += 1
         if run is None:
             return
-        run.job.awaited += 1
         try:
             while not run.job.wait(0.1):
                 check()
         finally:
-            run.job.awaited -= 1
+            with self._lock:
+                for each in awaited:
+                    each.job.awaited -= 1
         if run.job.state == "failed":
             raise U1Error(f"run {run_id}: {run.status.message}")
 
