@@ -1,6 +1,7 @@
 import gc
 import mmap
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,20 +78,37 @@ def test_memory_is_held_once_and_given_back():
     assert resident_bytes() - before < 25e6
 
 
+class OnCard:
+    """Stands in for `torch.cuda.device`."""
+
+    current = threading.local()
+
+    def __init__(self, device: torch.device | None) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self.current.device = self._device
+
+    def __exit__(self, *_: object) -> None:
+        del self.current.device
+
+
 class Cudart:
-    """Stands in for CUDA's own: says yes to so many bytes."""
+    """Stands in for CUDA's own: says yes to so many bytes, and notes the card that is current whenever it is asked."""
 
     def __init__(self, allowed: int) -> None:
-        self.allowed, self.registered = allowed, {}
+        self.allowed, self.registered, self.cards = allowed, {}, []
 
     def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int:
         assert address % mmap.PAGESIZE == 0
+        self.cards.append(OnCard.current.device)
         if sum(self.registered.values()) + n_bytes > self.allowed:
             return 2
         self.registered[address] = n_bytes
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.cards.append(OnCard.current.device)
         del self.registered[address]
         return 0
 
@@ -102,6 +120,7 @@ def cudart(monkeypatch, models):
     fake = Cudart(2 * layer_bytes(config, GENERATION, 0, torch.float32))
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: fake)
+    monkeypatch.setattr(torch.cuda, "device", OnCard)
     monkeypatch.setattr("u1_core.weights.arena._forget_error", lambda: None)
     return fake
 
@@ -123,6 +142,19 @@ def test_a_limit_is_kept(models, cudart):
     arena.fill(snapshot, pin=True, pin_limit_bytes=arena.layer_bytes(0) + 1)
     assert arena.pinned == {0}
     arena.close()
+
+
+@pytest.mark.parametrize("closed_by_hand", [True, False])
+def test_memory_is_page_locked_and_unlocked_for_its_own_card(models, cudart, closed_by_hand):
+    """A thread's current card is the first one until it is told otherwise: a context would be opened there."""
+    snapshot, card = Snapshot.open(models["u1"]), torch.device("cuda", 1)
+    arena = Arena(snapshot.config, GENERATION, range(3), torch.float32, card)
+    arena.fill(snapshot, pin=True)
+    if closed_by_hand:
+        arena.close()
+    del arena
+    gc.collect()
+    assert cudart.cards == [card] * 5  # the third is refused
 
 
 def test_an_arena_that_nobody_holds_unlocks_its_memory(models, cudart):

@@ -5,7 +5,10 @@ import torch
 
 from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD, UNDERSTANDING, tensor_shapes
 from u1_core.model.views import LayerWeights
+from u1_core.weights import store
+from u1_core.weights.arena import Arena
 from u1_core.weights.layout import layer_slices
+from u1_core.weights.placement import Placement
 from u1_core.weights.snapshot import Snapshot
 from u1_core.weights.store import LayersOnDisk, load_generation, load_understanding
 from u1_core.weights.tiny import KINDS
@@ -91,3 +94,10 @@ def test_oracle_models_load_resident_and_from_disk_alike(oracle, name):
         )
         assert all(torch.equal(tensor, read[key]) for key, tensor in resident.items())
         assert all(torch.equal(tensor, snapshot.read(key)) for key, tensor in resident.items())
+
+
+def test_an_arena_is_for_the_device_that_layers_are_streamed_to(models, monkeypatch):
+    made, device = [], torch.device("meta")
+    monkeypatch.setattr(store, "Arena", lambda *about: made.append(about) or Arena(*about))
+    load_generation(Snapshot.open(models["u1"]), device, torch.float32, Placement(frozenset(), slots=2))
+    assert [about[-1] for about in made] == [device]

@@ -93,7 +93,7 @@ def _copies(device: torch.device) -> Finding:
 
 def _pinning(device: torch.device) -> Finding:
     config = released_config(MODEL)
-    arena = Arena(config, GENERATION, range(config.layers), torch.bfloat16)
+    arena = Arena(config, GENERATION, range(config.layers), torch.bfloat16, device)
     wanted = min(PIN_PROBED_BYTES, pin_limit_bytes() // 2)
     locked, refused = 0, False
     for index in arena.layers:

@@ -117,7 +117,7 @@ class _Stack:
         self._config, self._device = config, device
         source = RandomWeights(config, device=device)
         self._ends = load_generation(source, device, dtype, resident=False)
-        self._arena = Arena(config, GENERATION, range(config.layers), dtype)
+        self._arena = Arena(config, GENERATION, range(config.layers), dtype, device)
         self._arena.fill(source, pin=device.type == "cuda")
         self.resident = [
             layer_views(config, GENERATION, index, self._arena.layer(index).to(device))

@@ -28,8 +28,16 @@ class Arena:
     Every layer starts on a page of its own, so that it can be page-locked by itself.
     """
 
-    def __init__(self, config: U1Config, tower: str, layers: Sequence[int], dtype: torch.dtype) -> None:
-        self.config, self.tower, self.dtype = config, tower, dtype
+    def __init__(
+        self,
+        config: U1Config,
+        tower: str,
+        layers: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device` is the card that the memory is page-locked for; by default the current one."""
+        self.config, self.tower, self.dtype, self._device = config, tower, dtype, device
         self._pinned: dict[int, int] = {}
         """Address of each page-locked layer."""
         self._offsets, n_bytes = {}, 0
@@ -39,7 +47,7 @@ class Arena:
         memory = torch.empty(n_bytes + mmap.PAGESIZE, dtype=torch.uint8)
         start = -memory.data_ptr() % mmap.PAGESIZE
         self._memory: Tensor | None = memory[start : start + n_bytes]
-        self._unregister = weakref.finalize(self, _unregister, self._pinned)
+        self._unregister = weakref.finalize(self, _unregister, self._pinned, device)
 
     @property
     def layers(self) -> Sequence[int]:
@@ -99,8 +107,9 @@ class Arena:
     def pin(self, index: int) -> bool:
         """Page-lock a layer; False where the system does not allow it."""
         flat = self.layer(index)
-        if not _register(flat.data_ptr(), flat.nbytes):
-            return False
+        with torch.cuda.device(self._device):
+            if not _register(flat.data_ptr(), flat.nbytes):
+                return False
         self._pinned[index] = flat.data_ptr()
         return True
 
@@ -118,7 +127,7 @@ class Arena:
 
 
 def _register(address: int, n_bytes: int) -> bool:
-    """Page-lock memory; False where the system does not allow it."""
+    """Page-lock memory, by way of the current card and no other; False where the system does not allow it."""
     torch.cuda.init()
     if int(torch.cuda.cudart().cudaHostRegister(address, n_bytes, _PORTABLE)) == 0:
         return True
@@ -132,6 +141,7 @@ def _forget_error() -> None:
         torch.zeros(1, device="cuda")
 
 
-def _unregister(pinned: dict[int, int]) -> None:
+def _unregister(pinned: dict[int, int], device: torch.device | None) -> None:
     while pinned:
-        torch.cuda.cudart().cudaHostUnregister(pinned.popitem()[1])
+        with torch.cuda.device(device):
+            torch.cuda.cudart().cudaHostUnregister(pinned.popitem()[1])

@@ -48,10 +48,17 @@ class QuantisedLayers(Sequence[LayerWeights]):
 class BlockArena(Arena):
     """Layers in host memory as their file has them, to be copied to a device as they are and dequantised there."""
 
-    def __init__(self, source: GgufSource, tower: str, layers: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: GgufSource,
+        tower: str,
+        layers: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
         """`dtype` is what they are dequantised to; the arena's own is bytes."""
         self._source, self._weights_dtype = source, dtype
-        super().__init__(source.config, tower, layers, torch.uint8)
+        super().__init__(source.config, tower, layers, torch.uint8, device)
 
     def layer_bytes(self, index: int) -> int:
         """Bytes of one layer's blocks, each tensor's padded for the next."""

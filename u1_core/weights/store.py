@@ -123,11 +123,11 @@ class _Loader:
     def placed_layers(self, tower: str, placement: Placement) -> StreamedLayers:
         streamed = [index for index in range(self.source.config.layers) if index not in placement.resident]
         if isinstance(self.source, GgufSource):
-            arena = BlockArena(self.source, tower, streamed, self.dtype)
+            arena = BlockArena(self.source, tower, streamed, self.dtype, self.device)
             dequantised = sum(layer_bytes(self.source.config, tower, index, self.dtype) for index in streamed)
             self.total_bytes -= dequantised - sum(arena.layer_bytes(index) for index in streamed)
         else:
-            arena = Arena(self.source.config, tower, streamed, self.dtype)
+            arena = Arena(self.source.config, tower, streamed, self.dtype, self.device)
         arena.fill(self.source, self.device.type == "cuda", pin_limit_bytes(), self._count)
         resident = {index: self._resident_layer(tower, index) for index in sorted(placement.resident)}
         return StreamedLayers(arena, resident, placement.slots, self.device)
