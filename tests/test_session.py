@@ -13,7 +13,7 @@ from u1_core.plan.budget import Budget
 from u1_core.sample.guidance import Guidance
 from u1_core.sample.settings import SampleSettings
 from u1_core.sample.text_to_image import text_to_image
-from u1_core.session import Session
+from u1_core.session import Session, choose_device
 from u1_core.text.sequence import build_sequence
 from u1_core.weights.on_disk import LayersOnDisk
 from u1_core.weights.placement import Placement
@@ -69,6 +69,16 @@ def test_no_gpu(models, device):
     with pytest.raises(U1Error) as raised:
         Session.open(models["u1"], device=device)
     assert str(raised.value) == f"device {device!r}: this PyTorch sees no CUDA card; use --device cpu"
+
+
+def test_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == torch.device("cuda")
+    with pytest.raises(U1Error) as raised:
+        choose_device("cuda:2")
+    assert str(raised.value) == "device 'cuda:2': this PyTorch sees 2 CUDA card(s), counted from cuda:0"
 
 
 def test_a_lora_equals_the_merged_model(kind, models, tmp_path, close, random_modules):

@@ -310,4 +310,8 @@ def choose_device(name: str) -> torch.device:
         raise U1Error(f"device {name!r} is none of auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise U1Error(f"device {name!r}: this PyTorch sees no CUDA card; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise U1Error(
+            f"device {name!r}: this PyTorch sees {torch.cuda.device_count()} CUDA card(s), counted from cuda:0"
+        )
     return device
