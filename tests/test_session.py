@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from u1_core import session as session_module
 from u1_core.errors import U1Error
 from u1_core.lora.adapter import Adapter, LoraModule
 from u1_core.model.config import FM_HEAD, GENERATION, UNDERSTANDING
@@ -167,6 +168,18 @@ def test_a_card_is_planned_for_when_the_tower_is_first_needed_and_when_pictures_
     with session.unfolded():
         session.make_room((9, 3, 64, 96))  # a run is training: the tower stays
     assert len(asked) == 2
+
+
+def test_on_a_card_the_tower_is_always_placed_by_a_plan(models, monkeypatch):
+    """Even if a run should need it before anybody has placed it."""
+    session = Session.open(models["u1"], "cpu")
+    plan = SimpleNamespace(placement=Placement(frozenset({2}), slots=2))
+    monkeypatch.setattr(session._placing, "plan", lambda work, loaded, held, already_bytes: plan)
+    monkeypatch.setattr(session._placing, "spare_bytes", lambda plan: 0)
+    monkeypatch.setattr(session_module, "load_generation", lambda source, device, dtype, resident, told: resident)
+    session.device = torch.device("cuda")  # as far as the choice goes
+    with session.unfolded():
+        assert session.base_generation == plan.placement
 
 
 def test_pictures_that_a_placement_before_a_run_had_room_for_are_planned_for_anew_after_it(models, monkeypatch):

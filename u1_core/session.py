@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from u1_core.lora.fold import FoldedSource
 from u1_core.lora.full import with_full_tensors
 from u1_core.model.config import GENERATION, UNDERSTANDING, U1Config
 from u1_core.model.linear import TowerTerms
-from u1_core.model.views import Generation, LayerWeights, Understanding
+from u1_core.model.views import Generation, Understanding
 from u1_core.plan.budget import AUTO, Budget, free_bytes
 from u1_core.plan.placing import Placing
 from u1_core.plan.plan import Plan
@@ -106,25 +107,26 @@ class Session:
     def understanding(self) -> Understanding:
         """The understanding tower: on the device if both towers fit there, else read layer by layer as it is used, and
         as many layers then stay as drawing leaves room for."""
-        resident = self._room_for(UNDERSTANDING, GENERATION)
+        resident = self._both_towers_fit()
         understanding = load_understanding(self._source, self.device, self.dtype, resident, self._on_progress)
-        self._hold_quantised(understanding.layers, towers=2)
-        if isinstance(understanding.layers, LayersOnDisk):
-            understanding.layers.hold(self._prompt_bytes)
+        layers = understanding.layers
+        if isinstance(layers, QuantisedLayers) and 2 * layers.n_bytes < self._room_bytes():
+            layers.hold()  # as many of both towers fit that did not fit dequantised
+        if isinstance(layers, LayersOnDisk):
+            layers.hold(self._prompt_bytes)
         return understanding
 
     @cached_property
     @torch.inference_mode(False)  # training saves weights for backward, whoever had them read
     def base_generation(self) -> Generation:
-        """The generation tower as the checkpoint has it, placed as was asked or as the budget allows."""
+        """The generation tower as the checkpoint has it, placed as was asked or as the budget allows; on a CPU, all of
+        it is there."""
         if not self._placing.placement:
             self.make_room(self._placing.native_shape())
-        placement = self._placing.placement or self._room_for(GENERATION)
-        everywhere = isinstance(placement, Placement) and len(placement.resident) == self.config.layers
+        placement = self._placing.placement
+        everywhere = placement is None or len(placement.resident) == self.config.layers
         on_to_generation()
-        generation = load_generation(self._source, self.device, self.dtype, everywhere or placement, self._on_progress)
-        self._hold_quantised(generation.layers, towers=1)
-        return generation
+        return load_generation(self._source, self.device, self.dtype, everywhere or placement, self._on_progress)
 
     def plan_training(self, work: TrainingWork, already_bytes: int = 0) -> Plan | None:
         """How to train within the budget; the generation tower is placed by it. None on a CPU: nothing to plan there.
@@ -148,7 +150,8 @@ class Session:
 
         While a run is training the tower stays where it is. Raises U1Error where the budget is too small.
         """
-        if self.device.type == "cpu" or self._kept_unfolded or not self._placing.lacks_room(shape, branches):
+        stays = self._kept_unfolded and self._placing.placement
+        if self.device.type == "cpu" or stays or not self._placing.lacks_room(shape, branches):
             return
         self._spend_on_prompts(0)
         plan = self._plan(self._placing.sampling_work(shape, branches, prefix_tokens))
@@ -204,7 +207,8 @@ class Session:
         return self._folded.adapters if self._folded else ()
 
     def fold(self, adapters: Sequence[Adapter]) -> None:
-        """Add these LoRAs to the weights, in place of those folded in before: to the bit what `u1 lora merge` writes.
+        """Add these LoRAs to the weights, in place of those folded in before: to the bit what `u1 lora merge` writes in
+        the session's dtype. (Unless it is told one, it writes the checkpoint's.)
 
         A step then costs what the base's does, and what is in `use` comes on top. Where the towers are loaded, only the
         tensors that change are read again from the checkpoint. Adapters are given as they were read from their files.
@@ -280,16 +284,11 @@ class Session:
             if tower in self.__dict__:
                 rewrite(self.config, self.__dict__[tower], self._source, names)
 
-    def _room_for(self, *towers: str) -> bool:
-        """Whether these towers fit on the device with a quarter of its free memory left to work in."""
-        layers = range(self.config.layers)
-        needed = sum(layer_bytes(self.config, tower, index, self.dtype) for tower in towers for index in layers)
+    def _both_towers_fit(self) -> bool:
+        """On the device, with a quarter of its free memory left to work in."""
+        places = product((UNDERSTANDING, GENERATION), range(self.config.layers))
+        needed = sum(layer_bytes(self.config, tower, index, self.dtype) for tower, index in places)
         return needed < self._room_bytes()
-
-    def _hold_quantised(self, layers: Sequence[LayerWeights], towers: int) -> None:
-        """Keep a tower's blocks on the device, if as many of `towers` fit that did not fit dequantised."""
-        if isinstance(layers, QuantisedLayers) and towers * layers.n_bytes < self._room_bytes():
-            layers.hold()
 
     def _room_bytes(self) -> float:
         """Bytes that weights may take on the device: three quarters of the budget, or of what is free there now."""

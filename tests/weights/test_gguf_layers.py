@@ -77,7 +77,7 @@ def test_a_lora_is_not_folded_into_blocks(q4, lora):
 
 
 def test_room_decides_where_the_blocks_are(q4, open_at):
-    dequantised, held, mapped = (open_at(q4.path, placement).base_generation.layers for placement in PLACEMENTS)
+    dequantised, held, mapped = (open_at(q4.path, placement).understanding.layers for placement in PLACEMENTS)
     assert isinstance(dequantised, list)
     assert all(isinstance(layers, QuantisedLayers) for layers in (held, mapped))
     assert (held.held, mapped.held) == (True, False)
