@@ -213,6 +213,28 @@ def test_what_drawing_leaves_of_the_memory_goes_to_prompts_until_a_run_is_planne
     assert held[3:] == [0, 0]
 
 
+def test_what_is_said_has_lm_head_and_layers_on_the_device_as_far_as_there_is_room(models, monkeypatch):
+    session, held = Session.open(models["u1"], "cpu"), []
+    monkeypatch.setattr(session, "_room_bytes", lambda: 0)
+    tower, layers = session.understanding, session.understanding.layers
+    assert isinstance(layers, LayersOnDisk)
+    monkeypatch.setattr(layers, "hold", held.append)
+    monkeypatch.setattr(session._placing, "beside_others", lambda room, own: int(room))
+    session.device, head = torch.device("meta"), tower.lm_head.nbytes  # as far as this goes
+    assert session.speaking() is tower
+    monkeypatch.setattr(session, "_room_bytes", lambda: head + 10.5)
+    speaking = session.speaking()
+    assert speaking.lm_head.device.type == "meta"
+    assert speaking.layers is layers
+    assert held == [0, head + 10, 10]
+    plan = SimpleNamespace(placement=Placement(frozenset()))
+    monkeypatch.setattr(session._placing, "plan", lambda *args: plan)
+    monkeypatch.setattr(session._placing, "spare_bytes", lambda plan: head - 1)
+    session.make_room((1, 3, 64, 96))  # now the generation tower has a place, and this is what it leaves
+    assert session.speaking() is tower
+    assert held[3:] == [0, head - 1]
+
+
 def test_loras_of_another_model_are_refused_and_change_nothing(models):
     session = Session.open(models["u1"], device="cpu")
     path = "language_model.model.layers.0.self_attn.q_proj_mot_gen"

@@ -64,7 +64,7 @@ class Session:
         self._folded: FoldedSource | None = None
         self._kept_unfolded = 0
         self._prompt_bytes = 0
-        """Device memory that layers of the understanding tower may stay in."""
+        """Device memory that what is read of the understanding tower may stay in."""
         self._on_progress = on_progress
         self._placing = Placing(self.config, dtype, device, budget, placement, fixed=placement is not None)
         if isinstance(snapshot, GgufSource):
@@ -263,6 +263,23 @@ class Session:
     def grow(self, built: BuiltPrefix) -> GrowingPrefix:
         """A built prompt that more can be said to."""
         return GrowingPrefix(self.config, self.understanding, built, self.terms(UNDERSTANDING))
+
+    def speaking(self) -> Understanding:
+        """The understanding tower for something that is said token by token, while the lease is held.
+
+        If it is read as it is used, lm_head and as many layers as there is room for stay on the device: in what drawing
+        leaves, or, as long as the generation tower has no place, in what weights may take.
+        """
+        understanding, layers = self.understanding, self.understanding.layers
+        if not isinstance(layers, LayersOnDisk):
+            return understanding
+        if not self._placing.placement:  # whoever places it has this back first
+            self._spend_on_prompts(self._placing.beside_others(self._room_bytes(), layers.held_bytes))
+        left = self._prompt_bytes - understanding.lm_head.nbytes
+        if left < 0:
+            return understanding
+        layers.hold(left)
+        return replace(understanding, lm_head=understanding.lm_head.to(self.device))
 
     def release_understanding(self) -> None:
         """Let the understanding tower go; it is read again when a prompt is next built."""

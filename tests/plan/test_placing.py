@@ -85,6 +85,13 @@ def test_room_is_lacking_for_more_pixels_than_before(placing):
     assert not placing(placement=Placement(frozenset()), fixed=True).lacks_room((9, 3, 999, 999), 9)
 
 
+def test_what_others_have_on_the_card_is_not_for_prompts(card, placing):
+    card.allocated = 5 * GIB
+    assert placing("16").beside_others(12.0 * GIB, own_bytes=2 * GIB) == 9 * GIB
+    assert placing("16").beside_others(4.0 * GIB, own_bytes=0) == 0
+    assert placing("low").beside_others(12.0 * GIB, own_bytes=2 * GIB) == 0
+
+
 def test_the_work_of_a_pass(placing):
     mine = placing(copied_bytes=5)
     assert mine.native_shape() == (1, 3, 512, 512)

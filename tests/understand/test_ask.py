@@ -1,10 +1,16 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from u1_core.errors import U1Error
+from u1_core.model.config import UNDERSTANDING
+from u1_core.session import Session
 from u1_core.understand.ask import ask, input_limits
 from u1_core.understand.decode import TextSettings
+from u1_core.weights.layout import layer_bytes
+from u1_core.weights.snapshot import Snapshot
 
 SMALL = (64, 1024)
 
@@ -70,6 +76,24 @@ def test_history(asked):
 def test_too_many_marks(session):
     with pytest.raises(U1Error, match="marks 2 pictures with <image>, but 1 are given"):
         next(ask(session(), "<image> or <image>?", [picture(16, 16)], limits=SMALL))
+
+
+@pytest.mark.parametrize(("layers", "reads"), [(3, [1, 1, 1]), (1, [1, 6, 6]), (0, [6, 6, 6])])
+def test_a_tower_that_has_a_device_to_itself_is_read_once_as_far_as_there_is_room(models, monkeypatch, layers, reads):
+    """Of a tower that is read as it is used: the prompt and five tokens."""
+    model, told, read_into = Session.open(models["u1"], "cpu"), Counter(), Snapshot.read_into
+    settings = TextSettings(max_tokens=5)
+    expected = list(ask(model, "What is a fox?", settings=settings))
+    room = (layers + 0.5) * layer_bytes(
+        model.config, UNDERSTANDING, 0, model.dtype
+    ) + model.understanding.lm_head.nbytes
+    model = Session.open(models["u1"], "cpu")
+    monkeypatch.setattr(model, "_room_bytes", lambda: room)
+    monkeypatch.setattr(model._placing, "beside_others", lambda room, own: int(room))
+    monkeypatch.setattr(Snapshot, "read_into", lambda *about: (told.update([about[1]]), read_into(*about)))
+    assert list(ask(model, "What is a fox?", settings=settings)) == expected
+    norms = (f"language_model.model.layers.{index}.input_layernorm.weight" for index in range(3))
+    assert [told[name] for name in norms] == reads
 
 
 def test_limits_of_the_released_models(tiny):

@@ -54,10 +54,23 @@ class Placing:
 
         Nothing in the modes that save memory.
         """
-        if self.budget.mode in ("balanced", "low"):
+        if self._thrifty:
             return 0
         limit = self.budget.n_bytes or free_bytes(self.device)
         return max(0, int(SPENT * limit) - plan.peak_bytes)
+
+    def beside_others(self, n_bytes: float, own_bytes: int) -> int:
+        """What is left of so much memory to speed up prompts, `own_bytes` of all that is on the card being theirs.
+
+        Nothing in the modes that save memory.
+        """
+        if self._thrifty:
+            return 0
+        return max(0, int(n_bytes) - torch.cuda.memory_allocated(self.device) + own_bytes)
+
+    @property
+    def _thrifty(self) -> bool:
+        return self.budget.mode in ("balanced", "low")
 
     def native_shape(self) -> tuple[int, int, int, int]:
         """One square picture of the size that the model is made for."""

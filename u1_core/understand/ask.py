@@ -33,7 +33,8 @@ def ask(
     sequence = build_sequence(session.tokenizer, query, patches, merge=session.config.merge)
     stream = TextStream(session.tokenizer, skip_special=True)
     with session.lease:
+        weights = session.speaking()
         prefix = session.grow(*session.build_prefixes([sequence]))
-        for token in say(session.understanding, prefix, frozenset({session.tokenizer.im_end}), settings):
+        for token in say(weights, prefix, frozenset({session.tokenizer.im_end}), settings):
             yield stream.feed(token)
         yield stream.flush()
