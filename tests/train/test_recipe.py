@@ -52,10 +52,18 @@ def test_settings_made_in_code_are_checked_too():
         dataclasses.replace(Runtime(), device="gpu")
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "..", ".hidden", "a:b", "CON", "lpt1", "end.", "tab\t"])
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", ".hidden", "a:b", "CON", "lpt1", "end.", "tab\t", "\ud800"])
 def test_run_names_that_no_folder_can_have(name):
     with pytest.raises(U1Error, match=r"^run_name is .*; allowed: a plain folder name"):
         Recipe(run_name=name)
+
+
+def test_a_run_name_leaves_room_for_the_endings_of_its_files():
+    """A file system's limit is 255 bytes, not letters."""
+    longest = "é" * 100
+    assert Recipe(run_name=longest).run_name == longest
+    with pytest.raises(U1Error, match="allowed: a plain folder name of at most 200 bytes, without"):
+        Recipe(run_name=longest + "e")
 
 
 @pytest.mark.parametrize("name", ["my_run", "été 3", "v1.2", "console"])

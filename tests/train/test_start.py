@@ -1,6 +1,7 @@
 """What a run reads and holds before its first step, with towers that do not fit on the device."""
 
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from u1_core.jobs import Job
 from u1_core.model.config import EMBED_TOKENS, GENERATION, LM_HEAD
 from u1_core.session import Session
-from u1_core.train.prepare import prepare
+from u1_core.train.prepare import prepare, prepared
 from u1_core.train.recipe import Lora, Train
 from u1_core.weights.layout import layer_bytes
 from u1_core.weights.placement import Placement
@@ -92,3 +93,19 @@ def resident_bytes(kind: str) -> int:
     """Memory of this process that is in use now (VmRSS) or was at most (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+
+def test_who_draws_between_preparing_and_the_first_step_finds_the_tower_taken(session, recipe):
+    """Or it might place the tower anew, and close what the trainer has of it."""
+    found = []
+
+    def draw():
+        with session.lease:
+            found.append(session._kept_unfolded)
+
+    sampler = threading.Thread(target=draw)
+    job = Job(lambda job: None)
+    job.subscribe(lambda event: sampler.start() if event.kind == "prepared" else None)
+    with prepared(job, session, recipe):
+        sampler.join(10)
+    assert found == [1]

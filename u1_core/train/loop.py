@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from u1_core.errors import U1Error
-from u1_core.jobs import Job
+from u1_core.jobs import Job, StopAsked
 from u1_core.session import Session
 from u1_core.train.board import Board
 from u1_core.train.checkpoint import State, discard, newest_state, prune, write_state
@@ -153,7 +153,8 @@ class _Run:
     def go(self) -> Outcome:
         """To the end, or until told to stop."""
         try:
-            self._steps()
+            with suppress(StopAsked):  # while it waited for the device
+                self._steps()
         except DivergedError:
             raise
         except BaseException:
@@ -192,7 +193,7 @@ class _Run:
     def _take_step(self) -> list[Record]:
         """The next step's records; none where there is something else to do before it."""
         try:
-            with self._session.lease:
+            with self._session.lease.held(self._check_stop):
                 if self._trainer.updating:
                     return self._undo_update()
                 return self._trainer.step(self._step + 1)
@@ -209,6 +210,11 @@ class _Run:
         self._pace = Pace(self._trainer.plan)
         self._tell_plan()
         return []
+
+    def _check_stop(self) -> None:
+        """While it waits for the device: raises StopAsked where the run may end as it is."""
+        if not self._trainer.updating and self._step < self._settings.steps:
+            self._job.check_stop()
 
     def _undo_update(self) -> list[Record]:
         """Leave half an update behind: go back to the newest checkpoint, or to the start. Returns no records."""
@@ -249,8 +255,10 @@ class _Run:
             if hook.name == "preview" and self._saved_at < self._step:
                 self._save()
             try:
-                with self._session.lease:
+                with self._session.lease.held(self._check_stop):
                     found = hook.run(self._trainer, self._step)
+            except StopAsked:
+                raise
             except Exception as problem:  # looking at a run is not worth the run
                 found = {"failed": f"{problem}" if isinstance(problem, U1Error) else repr(problem)}
             if hook.name == "preview":

@@ -1,11 +1,11 @@
 """Everything that comes before a run's first step: the data checked, prefixes built, weights and optimizer made."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,36 +37,63 @@ from u1_core.weights.gguf_file import refuse_training_on_quantised
 
 @contextmanager
 def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
-    """As `prepare`; inside, no LoRA is folded into the weights. In the end the threads that decode are let go."""
-    trainer = prepare(job, session, recipe)
-    try:
-        with session.unfolded():
-            yield trainer
-    finally:
-        trainer.data.pictures.close()
+    """As `prepare`; until the end no LoRA is folded into the weights and the tower stays where it is, and then the
+    threads that decode are let go."""
+    looked_at = _look(job, session, recipe)
+    with ExitStack() as kept:
+        kept.callback(looked_at.pictures.close)
+        # In one turn: whoever draws next must find that a run has the tower, or it might place it anew.
+        with session.lease:
+            trainer = _trainer(job, session, recipe, looked_at)
+            kept.enter_context(session.unfolded())
+        yield trainer
 
 
 def prepare(job: Job, session: Session, recipe: Recipe) -> Trainer:
     """Everything that comes before the first step. Writes nothing. What is quick to check is checked first."""
+    looked_at = _look(job, session, recipe)
+    with session.lease:
+        return _trainer(job, session, recipe, looked_at)
+
+
+class _LookedAt(NamedTuple):
+    """What is known to do, before the model is at work."""
+
+    adapter: Adapter
+    upstream: list[Adapter]
+    framing: Framing
+    samples: Dataset
+    pictures: PictureCache
+    sequences: CaptionSequences
+    held_out: Sequence[int]
+
+
+def _look(job: Job, session: Session, recipe: Recipe) -> _LookedAt:
     refuse_training_on_quantised(session.snapshot)
     with session.unfolded():
         pass  # said now rather than when the data have been gone through
-    config, device = session.config, session.device
-    upstream = _upstream(session, recipe)
-    adapter = new_adapter(session, recipe)
-    preview_settings(config, recipe)
+    upstream, adapter = _upstream(session, recipe), new_adapter(session, recipe)
+    preview_settings(session.config, recipe)
     framing = Framing(
-        recipe.data.cap_max_pixels, config.token_pixels, recipe.data.snap_bucket, recipe.data.fit, recipe.data.upscale
+        recipe.data.cap_max_pixels,
+        session.config.token_pixels,
+        recipe.data.snap_bucket,
+        recipe.data.fit,
+        recipe.data.upscale,
     )
-    samples, pictures, sequences, kept_back = _checked_data(job, session, recipe, framing)
-    sizes = Sizes(samples, framing)
-    with session.lease:
-        prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
-        plan = first_plan(session, recipe, sizes, sequences)
-        base = with_full_tensors(session.base_generation, upstream)
-        adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
-        parameters = [*adapter.parameters(), *adapter.full.values()]
-        optimizer, optimizer_words = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
+    return _LookedAt(adapter, upstream, framing, *_checked_data(job, session, recipe, framing))
+
+
+def _trainer(job: Job, session: Session, recipe: Recipe, looked_at: _LookedAt) -> Trainer:
+    """The lease is held."""
+    adapter, upstream, framing, samples, pictures, sequences, kept_back = looked_at
+    config, device, sizes = session.config, session.device, Sizes(samples, framing)
+    prefixes = build_caption_prefixes(session, recipe, sequences, upstream)
+    plan = first_plan(session, recipe, sizes, sequences)
+    base = with_full_tensors(session.base_generation, upstream)
+    adapter.full = _unfrozen(base, select_unfrozen(config, recipe.unfreeze))
+    parameters = [*adapter.parameters(), *adapter.full.values()]
+    optimizer, optimizer_words = make_optimizer(recipe.train, parameter_groups(recipe.train, adapter), device)
     job.emit(
         "prepared",
         samples=len(samples),

@@ -42,15 +42,18 @@ def _is_pattern(pattern: str) -> bool:
         return False
 
 
+_LONGEST_NAME = 200
+"""Bytes. File systems take 255, and a run's files have endings: my_run-2.full.safetensors.31415.part."""
 _FORBIDDEN_IN_NAMES = re.compile(
-    r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^\s*$|^(con|nul|aux|prn|com\d|lpt\d)$', re.IGNORECASE
+    r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]|^\.|[. ]$|^\s*$|^(con|nul|aux|prn|com\d|lpt\d)$', re.IGNORECASE
 )
 
 ANYTHING = Rule("any text", lambda value: True)
 SWITCH = Rule("true or false", lambda value: True)
 SOME_TEXT = Rule("a text that is not empty", lambda value: bool(value.strip()))
 FOLDER_NAME = Rule(
-    "a plain folder name, without / \\ : * ? and the like", lambda value: not _FORBIDDEN_IN_NAMES.search(value)
+    f"a plain folder name of at most {_LONGEST_NAME} bytes, without / \\ : * ? and the like",
+    lambda value: not _FORBIDDEN_IN_NAMES.search(value) and len(value.encode()) <= _LONGEST_NAME,
 )
 COUNT = Rule("a whole number, 1 or more", lambda value: value >= 1)
 COUNT_OR_NONE = Rule("a whole number, 0 or more", lambda value: value >= 0)
