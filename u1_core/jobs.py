@@ -19,6 +19,10 @@ KEPT_EVENTS = 10_000
 ENDED = ("finished", "stopped", "failed")
 
 
+class StopAsked(Exception):
+    """Raised by `Job.check_stop`. Work that lets it through has stopped."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened in a job: "started", "step", "checkpoint", "paused", "resumed", or how it ended."""
@@ -113,6 +117,12 @@ class Job:
         self._stop_seen = self._stop_asked
         return not self._stop_asked
 
+    def check_stop(self) -> None:
+        """For the work, while it waits for something: raises StopAsked once it is to save and return."""
+        if self._stop_asked:
+            self._stop_seen = True
+            raise StopAsked
+
     def emit(self, kind: str, **data: Any) -> None:
         """For the work: tell everyone who watches."""
         self._enter(self.state, kind, **data)
@@ -142,6 +152,8 @@ class Job:
         self._enter("running", kind="started")
         try:
             self.result = self._work(self)
+        except StopAsked:
+            self._enter("stopped")
         except BaseException as problem:
             self.error = problem
             if not isinstance(problem, U1Error):

@@ -253,7 +253,7 @@ class Session:
         try:
             yield
         finally:
-            with self.lease:
+            with self.lease.as_it_is():
                 self._kept_unfolded -= 1
 
     def build_prefixes(self, sequences: Sequence[TokenSequence]) -> list[BuiltPrefix]:
@@ -264,17 +264,19 @@ class Session:
         """A built prompt that more can be said to."""
         return GrowingPrefix(self.config, self.understanding, built, self.terms(UNDERSTANDING))
 
-    def speaking(self) -> Understanding:
-        """The understanding tower for something that is said token by token, while the lease is held.
+    def speaking(self, tokens: int) -> Understanding:
+        """The understanding tower for something that is said token by token, while the lease is held: so many tokens,
+        those of the prompt and its pictures included.
 
         If it is read as it is used, lm_head and as many layers as there is room for stay on the device: in what drawing
-        leaves, or, as long as the generation tower has no place, in what weights may take.
+        leaves, or, as long as the generation tower has no place, in what the tokens' K/V leave of what weights may take.
         """
         understanding, layers = self.understanding, self.understanding.layers
         if not isinstance(layers, LayersOnDisk):
             return understanding
         if not self._placing.placement:  # whoever places it has this back first
-            self._spend_on_prompts(self._placing.beside_others(self._room_bytes(), layers.held_bytes))
+            kv_bytes = tokens * self.config.kv_token_bytes * self.dtype.itemsize // 2
+            self._spend_on_prompts(self._placing.beside_others(self._room_bytes() - kv_bytes, layers.held_bytes))
         left = self._prompt_bytes - understanding.lm_head.nbytes
         if left < 0:
             return understanding

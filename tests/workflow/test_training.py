@@ -194,6 +194,25 @@ def test_a_run_waits_while_its_weights_are_not_to_be_had(studio, start):
     until(lambda: state(studio, run) == "finished")
 
 
+def test_a_run_that_waits_for_the_device_saves_and_ends_at_once_when_it_is_stopped(studio, start):
+    host = studio.host
+    at_step(studio, "waiting", 2, host.holds_it.set)
+    run = start("waiting")
+    until(lambda: studio.runs.status(run).step == 2)
+    time.sleep(0.1)
+    studio.runs.act(run, "stop")
+    until(lambda: state(studio, run) == "stopped")
+    stopped = studio.runs.status(run)
+    assert (stopped.step, stopped.lora, stopped.resumable) == (2, "step_000002.safetensors", True)
+    assert host.holds_it.is_set()
+    unbegun = start("unbegun")
+    until(lambda: state(studio, unbegun) == "preparing")
+    time.sleep(0.1)
+    studio.runs.act(unbegun, "stop")
+    until(lambda: state(studio, unbegun) == "stopped")
+    assert not (studio.runs.root / unbegun).exists()
+
+
 def test_runs_take_turns_in_the_order_they_were_started_and_one_in_line_can_be_stopped(studio, start):
     host = studio.host
     at_step(studio, "first", 1, host.wants_it.set)
@@ -237,6 +256,13 @@ def test_who_gives_up_waiting_has_the_runs_give_way_again(studio, start):
     with pytest.raises(InterruptedError):
         studio.runs.wait("second", check)
     until(lambda: state(studio, "first") == "giving way")
+
+
+def test_a_run_of_the_longest_name_comes_to_its_end(studio, start):
+    longest = "n" * 200
+    assert start(longest, steps=2, checkpoint_every=1, train_heads=True, wait=True) == longest
+    (full, lora) = sorted((studio.places.loras[0] / "u1").iterdir())
+    assert (full.name, lora.name) == (f"{longest}.full.safetensors", f"{longest}.safetensors")
 
 
 def test_save_now_and_preview_now(studio, start):

@@ -43,7 +43,7 @@ def prepared(job: Job, session: Session, recipe: Recipe) -> Iterator[Trainer]:
     with ExitStack() as kept:
         kept.callback(looked_at.pictures.close)
         # In one turn: whoever draws next must find that a run has the tower, or it might place it anew.
-        with session.lease:
+        with session.lease.held(job.check_stop):
             trainer = _trainer(job, session, recipe, looked_at)
             kept.enter_context(session.unfolded())
         yield trainer
