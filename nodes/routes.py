@@ -27,7 +27,7 @@ async def list_runs(request: web.Request) -> web.Response:
     return await _answer(lambda: {"runs": [asdict(status) for status in studio().runs.statuses()]})
 
 
-@routes.get("/u1/runs/{run}")
+@routes.get("/u1/runs/{run:[^/]+}")
 async def one_run(request: web.Request) -> web.Response:
     run = request.match_info["run"]
 
@@ -38,7 +38,7 @@ async def one_run(request: web.Request) -> web.Response:
     return await _answer(told)
 
 
-@routes.get("/u1/runs/{run}/previews/{name}")
+@routes.get("/u1/runs/{run:[^/]+}/previews/{name}")
 async def preview(request: web.Request) -> web.StreamResponse:
     try:
         return web.FileResponse(studio().runs.preview(request.match_info["run"], request.match_info["name"]))
@@ -46,7 +46,7 @@ async def preview(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": str(problem)}, status=404)
 
 
-@routes.post("/u1/runs/{run}/{action}")
+@routes.post("/u1/runs/{run:[^/]+}/{action}")
 async def act(request: web.Request) -> web.Response:
     if not _same_origin(request):
         return web.json_response({"error": "this page is not ComfyUI's own"}, status=403)

@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from contextlib import contextmanager
+from urllib.parse import quote
 
 PROMPTS = 100
 AT_ONCE = 5
@@ -73,6 +74,16 @@ def test_pause_holds_a_run_and_the_next_waits_in_line(server, status, training, 
     until(lambda: status("second")["state"] == "finished")
     history = json.loads(server.get("/u1/runs/second"))["points"]
     assert [step for step, _ in history] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_may_have_any_name_that_a_folder_may(server, status, training, until):
+    """Braces are what a route's own pattern would not match."""
+    asked = quote("{100%} of été #1")
+    server.run(training("{100%} of été #1", 3000))
+    until(lambda: status(asked)["step"] >= 1)
+    assert server.post(f"/u1/runs/{asked}/stop")[0] == 200
+    until(lambda: status(asked)["state"] == "stopped")
+    assert json.loads(server.get(f"/u1/runs/{asked}"))["points"]
 
 
 def test_routes_take_known_runs_and_actions_from_the_same_page_only(server):

@@ -7,7 +7,7 @@ from u1_core.errors import U1Error
 from u1_core.plan.budget import GIB, Budget
 from u1_core.released import released_config
 from u1_core.workflow.handles import LoraUse, Model
-from u1_core.workflow.loras import load_model, planned, stack_8step
+from u1_core.workflow.loras import export_lora, load_model, planned, stack_8step
 from u1_core.workflow.studio import NANO, NANO_8STEP, Places, Studio, Watch
 
 
@@ -57,6 +57,14 @@ def test_the_8_step_lora_goes_into_the_weights_and_out_again(studio):
         assert session.adapters == []
     with studio.using(model, Watch()):
         assert session.base_generation.layers[0].qkv.equal(own)
+
+
+@pytest.mark.parametrize("name", ["", "con", "end ", "a/b", "..", "x" * 201])
+def test_an_exported_lora_is_named_as_a_run_may_be(studio, name):
+    model: Model = load_model(studio, Watch(), model=NANO).values[0]
+    model = model.with_lora(LoraUse(str(studio.find_lora(NANO_8STEP))))
+    with pytest.raises(U1Error, match=r"^name is .*; allowed: a plain folder name of at most 200 bytes"):
+        export_lora(studio, Watch(), model=model, name=name)
 
 
 def test_while_a_run_trains_on_the_weights_the_lora_stays_beside_them(studio, monkeypatch):

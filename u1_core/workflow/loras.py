@@ -19,6 +19,7 @@ from u1_core.plan.machine import host_free_bytes
 from u1_core.plan.planner import choose_plan
 from u1_core.plan.step_model import StepModel
 from u1_core.plan.work import SamplingWork
+from u1_core.train.settings import FOLDER_NAME
 from u1_core.weights.download import resolve_model
 from u1_core.weights.host_memory import pin_limit_bytes
 from u1_core.weights.snapshot import Snapshot
@@ -106,8 +107,8 @@ def export_lora(
     Never overwrites: an existing name is refused."""
     if not model.loras:
         raise U1Error("the model has no LoRA to export; put LoadU1LoRA before this node")
-    if Path(name).name != name or not name.strip(". "):
-        raise U1Error(f"name {name!r} must be a plain name, without folders")
+    if not FOLDER_NAME.holds(name):
+        raise U1Error(f"name is {name!r}; allowed: {FOLDER_NAME.words}")
     if form == MERGED:
         return _merged(studio, watch, model, studio.places.output / "u1_models" / name, dtype)
     if len(model.loras) > 1:
