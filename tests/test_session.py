@@ -221,9 +221,10 @@ def test_what_is_said_has_lm_head_and_layers_on_the_device_as_far_as_there_is_ro
     monkeypatch.setattr(layers, "hold", held.append)
     monkeypatch.setattr(session._placing, "beside_others", lambda room, own: int(room))
     session.device, head = torch.device("meta"), tower.lm_head.nbytes  # as far as this goes
-    assert session.speaking() is tower
-    monkeypatch.setattr(session, "_room_bytes", lambda: head + 10.5)
-    speaking = session.speaking()
+    assert session.speaking(0) is tower
+    kv = 2 * 3 * 2 * 16 * 4  # K and V, layers, heads, their width, fp32
+    monkeypatch.setattr(session, "_room_bytes", lambda: head + 7 * kv + 10.5)
+    speaking = session.speaking(7)
     assert speaking.lm_head.device.type == "meta"
     assert speaking.layers is layers
     assert held == [0, head + 10, 10]
@@ -231,7 +232,7 @@ def test_what_is_said_has_lm_head_and_layers_on_the_device_as_far_as_there_is_ro
     monkeypatch.setattr(session._placing, "plan", lambda *args: plan)
     monkeypatch.setattr(session._placing, "spare_bytes", lambda plan: head - 1)
     session.make_room((1, 3, 64, 96))  # now the generation tower has a place, and this is what it leaves
-    assert session.speaking() is tower
+    assert session.speaking(0) is tower
     assert held[3:] == [0, head - 1]
 
 

@@ -243,7 +243,7 @@ class Session:
     @contextmanager
     def unfolded(self) -> Iterator[None]:
         """Inside, the weights stay the checkpoint's own, as training needs them. Raises U1Error if they are not."""
-        with self.lease:
+        with self.lease.as_it_is():
             if self._folded:
                 raise U1Error(
                     f"{self.snapshot.path}: LoRAs are folded into these weights, and training needs the checkpoint's "
@@ -269,7 +269,7 @@ class Session:
         those of the prompt and its pictures included.
 
         If it is read as it is used, lm_head and as many layers as there is room for stay on the device: in what drawing
-        leaves, or, as long as the generation tower has no place, in what the tokens' K/V leave of what weights may take.
+        leaves, or, as long as the generation tower has no place, in what weights may take, less the tokens' K/V.
         """
         understanding, layers = self.understanding, self.understanding.layers
         if not isinstance(layers, LayersOnDisk):

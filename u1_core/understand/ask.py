@@ -33,7 +33,7 @@ def ask(
     sequence = build_sequence(session.tokenizer, query, patches, merge=session.config.merge)
     stream = TextStream(session.tokenizer, skip_special=True)
     with session.lease:
-        weights = session.speaking()
+        weights = session.speaking(len(sequence.ids) + settings.max_tokens)
         prefix = session.grow(*session.build_prefixes([sequence]))
         for token in say(weights, prefix, frozenset({session.tokenizer.im_end}), settings):
             yield stream.feed(token)
