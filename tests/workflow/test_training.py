@@ -162,6 +162,29 @@ def test_the_node_goes_on_with_a_run_of_its_name_if_it_is_told_to(studio, start)
     assert start("again", wait=True) == "again-2"
 
 
+def test_a_run_that_ended_before_it_had_a_folder_is_begun_again_under_its_name(studio, start, monkeypatch):
+    def fail(*_: object) -> None:
+        raise U1Error("there is no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train", fail)
+        with pytest.raises(U1Error, match="run failing: there is no room"):
+            start("failing", wait=True)
+    assert start("failing", wait=True, resume=True) == "failing"
+    assert studio.runs.status("failing").state == "finished"
+    at_step(studio, "ahead", 1, studio.host.wants_it.set)
+    start("ahead")
+    until(lambda: state(studio, "ahead") == "giving way")
+    start("in_line")
+    studio.runs.act("in_line", "stop")
+    until(lambda: state(studio, "in_line") == "stopped")
+    assert start("in_line", resume=True) == "in_line"
+    assert start("in_line") == "in_line-2"  # that one is going
+    studio.host.wants_it.clear()
+    until(lambda: state(studio, "in_line-2") == "finished")
+    assert state(studio, "in_line") == "finished"
+
+
 def test_a_run_gives_way_and_its_live_weights_can_be_used_meanwhile(studio, start, model):
     host = studio.host
     at_step(studio, "live", 2, host.wants_it.set)

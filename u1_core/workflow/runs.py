@@ -95,8 +95,9 @@ class Runs:
         return run.status if run else status_of(self.folder(run_id))
 
     def has(self, run_id: str) -> bool:
-        """Whether there is a run of this name, in this process or left by another."""
-        return run_id in self._runs or (self.root / run_id / "recipe.yaml").is_file()
+        """Whether there is a run of this name: one that is going here, or what one has left. Who ended before there was
+        a folder has left nothing to go on from."""
+        return self._going(run_id) is not None or (self.root / run_id / "recipe.yaml").is_file()
 
     def folder(self, run_id: str) -> Path:
         """A run's folder, found among those that are there: an id is never taken for a path."""
@@ -222,7 +223,7 @@ class Runs:
 
     def _with_free_name(self, recipe: Recipe) -> Recipe:
         name, number = recipe.run_name, 1
-        while name in self._runs or (self.root / name).exists():
+        while self._going(name) or (self.root / name).exists():
             number += 1
             name = f"{recipe.run_name}-{number}"
         return replace(recipe, run_name=name, runtime=replace(recipe.runtime, out_dir=str(self.root)))
