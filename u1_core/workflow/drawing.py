@@ -134,9 +134,15 @@ def caption_folder(
     question: str = CAPTION_QUESTION,
     max_tokens: int = 120,
 ) -> Result:
-    """U1CaptionDataset: a .txt for every picture of a folder that has none. What is there is never touched."""
+    """U1CaptionDataset: a .txt for every picture of a folder that has none. What is there is never touched.
+
+    Raises U1Error if there is no such folder or no picture in it."""
     root = studio.find_folder(folder)
+    if not root.is_dir():
+        raise U1Error(f"{root}: there is no such folder; give a folder of pictures")
     pictures = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        raise U1Error(f"{root}: holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     without = [path for path in pictures if not path.with_suffix(".txt").exists()]
     lines = [f"{len(pictures)} pictures, {len(without)} without a caption"]
     with studio.using(model, watch) as session:

@@ -115,7 +115,9 @@ class Studio:
         raise U1Error(f"there is no LoRA {name!r} in {folders}{nearest(name, self.lora_names())}")
 
     def find_folder(self, text: str) -> Path:
-        """A folder (or file) of pictures: as it is given, or inside the input folder."""
+        """A folder (or file) of pictures: as it is given, or inside the input folder. U1Error if none is given."""
+        if not text.strip():
+            raise U1Error("folder is empty; give a folder of pictures")
         path = Path(text.strip()).expanduser()
         inside = self.places.input / path
         return path if path.is_absolute() or path.exists() or not inside.exists() else inside
