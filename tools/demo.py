@@ -7,6 +7,7 @@ picture of it all, demo/demo.png. The run itself, its set and its pictures lie i
 
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -120,4 +121,5 @@ def tell(run: RunLog, found: StyleMeasures) -> bool:
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())

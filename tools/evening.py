@@ -6,9 +6,9 @@ A style's pictures are drawn, a run is started from the template, and what the p
 Needs ComfyUI, Playwright and Chromium (tools/comfyui.py), and some minutes on two cores.
 """
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -125,7 +125,9 @@ class Page:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for the pictures")
+    out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     comfyui = find_comfyui()
     if isinstance(comfyui, str):

@@ -4,6 +4,7 @@ python tools/help_pages.py
 """
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,5 @@ def _page(node: str, words: dict[str, Any], name_head: str, meaning_head: str) -
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__).parse_args()
     main()

@@ -73,6 +73,15 @@ def row_tops(sheet, left):
     return [int(y) for y in starts if filled[y : y + 48].all()]
 
 
+def test_cells_are_no_larger_than_the_model_draws(models, tmp_path):
+    out = tmp_path / "sheet.png"
+    command = ["compare", "--model", str(models["u1"]), "--device", "cpu", "--steps", "1", "--cfg", "1"]
+    assert main([*command, "--prompt", "a cat", "--out", str(out)]) == 0
+    side = int(Session.open(models["u1"], "cpu").config.native_pixels ** 0.5)
+    assert side < 1024
+    assert Image.open(out).width < LABEL_WIDTH + 2 * side
+
+
 def test_few_steps_take_the_upstream_lora_without_guidance():
     upstream = Adapter({}, name="8step.safetensors")
     columns = columns_for(SampleSettings(guidance=Guidance(4.0)), [8, 50], upstream)

@@ -35,8 +35,8 @@ def test_every_command_explains_itself(capsys, name):
 
 
 def test_unknown_commands(refused):
-    assert refused("sampel") == "u1: there is no command 'sampel'; did you mean 'sample'?; `u1 --help` lists them"
-    assert refused("xyzzy") == "u1: there is no command 'xyzzy'; `u1 --help` lists them"
+    assert refused("sampel") == "u1: there is no command 'sampel'; did you mean 'sample'? (`u1 --help` lists them)"
+    assert refused("xyzzy") == "u1: there is no command 'xyzzy' (`u1 --help` lists them)"
 
 
 def test_options_are_not_guessed(capsys):

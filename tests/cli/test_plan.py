@@ -65,6 +65,9 @@ def test_a_card_that_is_here_is_measured(recipe, capsys, monkeypatch):
         ),
         (["--card-gb", "12"], "names no model; give --model (U1-8B, U1.5-8B, U1-A3B, or a folder)"),
         (["--model", "U1-8B", "--card-gb", "12", "--budget", "lwo"], "budget 'lwo' is neither an amount of memory"),
+        (["--model", "U1-8B", "--card-gb", "0"], "--card-gb 0: expected the size of a card in GiB, such as 12"),
+        (["--model", "U1-8B", "--card-gb", "-3"], "--card-gb -3: expected the size of a card in GiB, such as 12"),
+        (["--model", "nan", "--card-gb", "12"], "nor a hub id (owner/name); did you mean 'nano'?"),
         (["--model", "U1-8B", "--card-gb", "2"], "budget auto: 1.88 GiB may be taken on the card and at least"),
     ],
 )

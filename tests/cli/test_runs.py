@@ -67,11 +67,13 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     (tmp_path / "runs" / "tiny" / "recipe.yaml").write_text("")
     assert main(["runs", "stop", "tiyn", "--out", str(tmp_path / "runs")]) == 2
     assert main(["runs", "stop", "tiny", "--out", str(tmp_path / "runs")]) == 2
+    assert main(["runs", "tail", "--out", str(tmp_path / "runs")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ", 2)[2] for line in lines] == [
         "there is no such folder of runs; give it with --out",
-        "there is no run 'tiyn'; did you mean 'tiny'?; `u1 runs list` shows them",
+        f"there is no run 'tiyn'; did you mean 'tiny'? (`u1 runs list --out {tmp_path / 'runs'}` shows them)",
         "the run is dead, so it cannot stop",
+        f"say which run of {tmp_path / 'runs'}: tiny",
     ]
 
 

@@ -72,6 +72,16 @@ def test_a_runs_own_recipe_gives_the_same_lora_again(recipe, tmp_path):
         assert (tmp_path / "runs" / "tiny" / name).read_bytes() == (tmp_path / "again" / "tiny" / name).read_bytes()
 
 
+def test_a_run_goes_on_by_the_recipe_in_its_folder_wherever_the_command_is_given(recipe, tmp_path, capsys, monkeypatch):
+    assert main(["train", str(recipe), "--steps", "2", "--name", "mine"]) == 0
+    folder = (tmp_path / "runs").rename(tmp_path / "moved") / "mine"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", str(Path("..") / "moved" / "mine" / "recipe.yaml"), "--resume", "--steps", "3"]) == 0
+    assert read_lora(folder / "mine.safetensors").metadata["u1.step"] == "3"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -194,3 +194,12 @@ def test_masks_of_pictures_beyond_the_first_so_many_are_not_called_strays(make, 
     dataset = open_dataset(style, 3)
     findings = check_dataset(dataset, training_pictures(dataset, FRAMING), Rules(FRAMING))
     assert not [finding for finding in findings if "mask without" in finding.what]
+
+
+def test_a_size_far_above_what_the_model_draws(style):
+    assert not [finding for finding in check(style, native_pixels=64 * 64 // 2) if "the model draws" in finding.what]
+    finding = found(check(style, native_pixels=40 * 40), "the model draws")
+    assert str(finding) == (
+        "hurts: pictures are trained at up to 64x64, and the model draws 40x40; set data.cap_max_pixels to 1600; it is "
+        "quicker, too"
+    )

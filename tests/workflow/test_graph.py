@@ -102,6 +102,11 @@ def test_u1_run_wants_the_api_form(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"error: {file}: is a workflow as the canvas has it; export it with File, Export (API)\n"
     )
+    ready = tmp_path / "api" / "canvas.json"
+    ready.parent.mkdir()
+    ready.write_text("{}", encoding="utf-8")
+    assert main(["run", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: {file}: is a workflow as the canvas has it; take {ready}\n"
 
 
 def test_every_workflow_of_the_canvas_has_its_api_form_and_its_picture():

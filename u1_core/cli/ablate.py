@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from u1_core.cli.options import MODEL_HELP
 from u1_core.cli.progress import ProgressLine
 from u1_core.errors import U1Error
 from u1_core.jobs import Job
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="values of a field, e.g. train.loss_type=x0,v; may be given several times",
     )
     parser.add_argument("--out", type=Path, help="folder of the runs and the report (default: RUN_NAME_ablation)")
-    parser.add_argument("--model", help="model folder, .safetensors file, or the id of a fetched model")
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the recipe's runtime.device")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 

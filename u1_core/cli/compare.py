@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from u1_core.cli.options import Report, check_out
+from u1_core.cli.options import MODEL_HELP, Report, check_out
 from u1_core.cli.progress import ProgressLine
 from u1_core.data.buckets import parse_size
 from u1_core.data.pictures import save_png
@@ -16,9 +16,12 @@ from u1_core.sample.settings import SampleSettings
 from u1_core.session import Session
 from u1_core.weights.download import resolve_model
 
+ONE_MEGAPIXEL = 2**20
+"""Of a cell: a sheet has many."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="model folder, .safetensors file, or the id of a fetched model")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, bf16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument(
@@ -32,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a few-step LoRA, in effect with guidance scale 1 in columns of up to {FEW_STEPS} steps",
     )
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale of the other columns (default 4)")
-    parser.add_argument("--size", default="1:1@1MP", help="WIDTHxHEIGHT or a ratio such as 3:2@1MP (default 1:1@1MP)")
+    parser.add_argument(
+        "--size",
+        default="1:1",
+        help="WIDTHxHEIGHT, or a ratio such as 3:2 or 3:2@1MP (default 1:1, at the model's own pixels or 1 MP, "
+        "whichever is less)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of every picture (default 42)")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="PNG to write; numbered if it is there")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -44,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     steps = parse_steps(args.steps)
     session = Session.open(resolve_model(args.model), args.device, args.dtype, ProgressLine("reading weights").bytes)
     config = session.config
-    size = parse_size(args.size, config.token_pixels, pixels=config.native_pixels)
+    size = parse_size(args.size, config.token_pixels, pixels=min(config.native_pixels, ONE_MEGAPIXEL))
     settings = SampleSettings(*size, seed=args.seed, guidance=Guidance(args.cfg))
     settings.check(config)
     upstream = _adapter(session, args.upstream) if args.upstream else None

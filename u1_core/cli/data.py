@@ -90,10 +90,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _rules(data: Data, style: Style, model: Path | None) -> Rules:
-    token_pixels = U1Config.from_file(model / "config.json").token_pixels if model else TOKEN_PIXELS
+    config = U1Config.from_file(model / "config.json") if model else None
+    token_pixels, native = (config.token_pixels, config.native_pixels) if config else (TOKEN_PIXELS, 0)
     framing = Framing(data.cap_max_pixels, token_pixels, data.snap_bucket, data.fit, data.upscale)
     encode = Tokenizer.from_folder(model).encode if model else None
-    return Rules(framing, style.trigger, data.masks, data.use_think_labels, encode)
+    return Rules(framing, style.trigger, data.masks, data.use_think_labels, encode, native)
 
 
 def _model_folder(asked: str | None, of_recipe: str | None) -> Path | None:

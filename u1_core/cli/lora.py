@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from u1_core.cli.lora_export import add_export, export
+from u1_core.cli.options import MODEL_HELP
 from u1_core.cli.progress import ProgressLine
 from u1_core.errors import U1Error, nearest
 from u1_core.lora.files import parse_lora_argument, read_lora
@@ -57,7 +58,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="model folder, .safetensors file, or the id of a fetched model")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument(
         "--lora", action="append", required=True, metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times"
     )

@@ -24,7 +24,7 @@ COMMANDS = {
     "run": ("u1_core.cli.run", "run a workflow exported from ComfyUI, without ComfyUI"),
     "runs": ("u1_core.cli.runs", "list, follow, pause, resume and stop training runs"),
     "doctor": ("u1_core.cli.doctor", "this machine in one page, and whether it computes gradients as it should"),
-    "lora": ("u1_core.cli.lora", "inspect, plan and merge LoRA files"),
+    "lora": ("u1_core.cli.lora", "inspect, plan, merge and export LoRA files"),
     "download": ("u1_core.cli.download", "fetch a model from the hub"),
     "parity": ("u1_core.cli.parity", "compare with what the official code computed"),
 }
@@ -60,7 +60,7 @@ def _run(argv: list[str] | None) -> int:
         return 0
     try:
         if name not in COMMANDS:
-            raise U1Error(f"u1: there is no command {name!r}{nearest(name, COMMANDS)}; `u1 --help` lists them")
+            raise U1Error(f"u1: there is no command {name!r}{nearest(name, COMMANDS)} (`u1 --help` lists them)")
         module_name, help_line = COMMANDS[name]
         ahead.begin(name, argv[1:])
         module = importlib.import_module(module_name)

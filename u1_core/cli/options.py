@@ -23,14 +23,12 @@ from u1_core.sample.settings import SampleSettings, settings_for
 from u1_core.session import Session
 from u1_core.weights.download import resolve_model
 
+MODEL_HELP = "nano, a model folder, a .safetensors or .gguf file, or the id of a fetched model"
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, where it runs, which LoRAs, and how the outcome is told."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="nano, a model folder, a .safetensors or .gguf file, or the id of a fetched model",
-    )
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, bf16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument(

@@ -60,5 +60,7 @@ def _read(path: Path) -> dict:
     except (OSError, ValueError) as problem:
         raise U1Error(f"{path}: is not JSON that can be read ({problem})") from None
     if not isinstance(workflow, dict) or "nodes" in workflow:
-        raise U1Error(f"{path}: is a workflow as the canvas has it; export it with File, Export (API)")
+        exported = path.parent / "api" / path.name
+        instead = f"take {exported}" if exported.is_file() else "export it with File, Export (API)"
+        raise U1Error(f"{path}: is a workflow as the canvas has it; {instead}")
     return workflow

@@ -52,8 +52,10 @@ def _runs(out: Path) -> list[Path]:
 
 def _find(out: Path, name: str | None) -> Path:
     names = [folder.name for folder in _runs(out)]
+    if name is None:
+        raise U1Error(f"u1 runs: say which run of {out}: {', '.join(names) or 'there is none'}")
     if name not in names:
-        raise U1Error(f"{out}: there is no run {name!r}{nearest(name or '', names)}; `u1 runs list` shows them")
+        raise U1Error(f"{out}: there is no run {name!r}{nearest(name, names)} (`u1 runs list --out {out}` shows them)")
     return out / name
 
 

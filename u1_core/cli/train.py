@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from u1_core.cli.detach import detach
+from u1_core.cli.options import MODEL_HELP
 from u1_core.cli.progress import ProgressLine
 from u1_core.data.check import Finding
 from u1_core.errors import U1Error
 from u1_core.jobs import Event, Job
 from u1_core.plan.budget import Budget, enforce
 from u1_core.session import Session
+from u1_core.train.control import STATUS
 from u1_core.train.loop import Outcome, train
 from u1_core.train.recipe import Recipe
 from u1_core.train.recipe_file import load_recipe
@@ -33,7 +35,7 @@ RECENT = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="the run's recipe, a YAML file")
-    parser.add_argument("--model", help="model folder, .safetensors file, or the id of a fetched model")
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--name", help="in place of the recipe's run_name")
     parser.add_argument("--steps", type=int, help="in place of the recipe's train.steps")
     parser.add_argument("--out", help="in place of the recipe's runtime.out_dir")
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 when the run is done, 130 when it was stopped. Raises U1Error."""
-    recipe = _with_options(load_recipe(args.recipe), args)
+    recipe = _with_options(_where_it_lies(load_recipe(args.recipe), args), args)
     if not recipe.model:
         raise U1Error(f"{args.recipe}: names no model; add a line `model: FOLDER` or give --model")
     if args.detach:
@@ -99,6 +101,14 @@ def _ends_as_ctrl_c() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _where_it_lies(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """A run that goes on by the recipe in its own folder is the one in that folder, wherever the command is given."""
+    folder = args.recipe.resolve().parent
+    if (args.resume or args.resume_anyway) and folder.name == recipe.run_name and (folder / STATUS).is_file():
+        return replace(recipe, runtime=replace(recipe.runtime, out_dir=str(folder.parent)))
+    return recipe
 
 
 def _with_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:

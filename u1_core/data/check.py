@@ -4,6 +4,7 @@ Every finding says how bad it is: "stops" makes training on it impossible, "hurt
 to be known. Captions are all read; pictures are all looked at, or of a very large set a few thousand spread over it.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ LONGEST_TOKENS, LONGEST_WORDS = 512, 350
 FEWEST_WORDS, FEWEST_CHARACTERS = 3, 12
 """A caption with fewer of both says little; scripts without spaces need few words."""
 ENLARGED_MUCH, LOST_MUCH, RATIO_MUCH = 1.25, 0.25, 3.5
+TOO_MANY = 2
+"""Times the pixels that a model draws: beyond it, training is far from what it has learned, and slow."""
 REPEATS_MANY = 100
 SHOWN, NAMED = 5, 50
 """Places that a line names; repeated captions, and places of each, that are told of."""
@@ -67,6 +70,8 @@ class Rules:
     masks: str = "none"
     use_think: bool = False
     encode: Encode | None = None
+    native_pixels: int = 0
+    """What the model itself draws; 0 where no model is at hand."""
 
 
 class Findings:
@@ -172,6 +177,7 @@ def _check_pictures(
     on_progress: Progress | None,
 ) -> None:
     prints: dict[str, Fingerprint] = {}
+    framed: list[Frame] = []
     compared = {numbers[place] for place in spread(len(numbers), COMPARED)}
     for done, number in enumerate(numbers, 1):
         name = dataset[number].id
@@ -180,12 +186,14 @@ def _check_pictures(
             picture = pictures[number]
             if number in compared:
                 prints[name] = fingerprint(picture)
-            _check_frame(name, rules.framing.frame(*dataset.size(number)), rules, findings)
+            framed.append(rules.framing.frame(*dataset.size(number)))
+            _check_frame(name, framed[-1], rules, findings)
         except U1Error as problem:
             findings.add("stops", str(problem).removeprefix(f"{dataset.place(number)}: "), MEND, name)
         if on_progress:
             on_progress(done, len(numbers))
     pictures.expect(())
+    _check_size(framed, rules, findings)
     if len(numbers) < len(dataset):
         what = f"{len(numbers):,} of {len(dataset):,} pictures were looked at"
         findings.add("note", what, "`u1 data check --all` looks at each")
@@ -212,6 +220,14 @@ def _check_frame(name: str, frame: Frame, rules: Rules, findings: Findings) -> N
     if max(frame.original) > RATIO_MUCH * min(frame.original):
         what = f"one side is over {RATIO_MUCH:g} times the other, which the model has not been trained on"
         findings.add("hurts", what, "crop it yourself", place)
+
+
+def _check_size(frames: Sequence[Frame], rules: Rules, findings: Findings) -> None:
+    largest = max((frame.size for frame in frames), key=math.prod, default=(0, 0))
+    if rules.native_pixels and math.prod(largest) > TOO_MANY * rules.native_pixels:
+        side = math.isqrt(rules.native_pixels)
+        what = f"pictures are trained at up to {largest[0]}x{largest[1]}, and the model draws {side}x{side}"
+        findings.add("hurts", what, f"set data.cap_max_pixels to {rules.native_pixels}; it is quicker, too")
 
 
 def _is_stray_mask(path: Path, pictures: Collection[Path]) -> bool:

@@ -39,7 +39,8 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list[Sample], d
     that begin with a dot are passed over. Raises U1Error if there is no such folder or no picture in it.
     """
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "there is no such folder"
+        missing = "there is no such folder" + f" in {Path.cwd()}" * (not folder.is_absolute())
+        what = "is a file, not a folder" if folder.exists() else missing
         raise U1Error(f"{folder}: {what}; data.data_dir is to be a folder of pictures with .txt captions")
     pictures = sorted(_picture_ids(folder).items())[:limit]
     if not pictures:

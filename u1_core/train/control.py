@@ -18,6 +18,7 @@ from u1_core.jobs import Event, Job
 from u1_core.train.run_log import last_step
 from u1_core.weights.write import replacing
 
+STATUS = "status.json"
 WORDS = ("pause", "resume", "stop", "save", "preview")
 POLL_S, SILENT_S = 0.5, 15.0
 """How often a run looks and tells, and after how long without a word from it it is taken to be gone."""
@@ -71,7 +72,7 @@ class Control:
             getattr(self._job, word)()
 
     def _tell(self, state: str, **more: str) -> None:
-        part, status = self._folder / "status.json.part", self._folder / "status.json"
+        part, status = self._folder / f"{STATUS}.part", self._folder / STATUS
         with suppress(OSError):
             try:
                 part.write_text(json.dumps({**self._facts, "state": state, **more}), encoding="utf-8")
@@ -86,7 +87,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     never spoke), and "step", "steps", "pid", "loss" where they are known."""
     facts: dict[str, Any] = {"state": "dead"}
     with suppress(OSError, ValueError, KeyError, TypeError):
-        status = folder / "status.json"
+        status = folder / STATUS
         told = json.loads(status.read_text(encoding="utf-8"))
         silent = time.time() - status.stat().st_mtime > SILENT_S or not _process_is_there(told["pid"])
         facts = {**told, "state": "dead"} if told["state"] in ("running", "paused") and silent else told

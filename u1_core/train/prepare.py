@@ -174,7 +174,14 @@ def _checked_data(
         refuse_problems(dataset.source, dataset.problems)
     _check_untriggered(dataset, style)
     pictures = training_pictures(dataset, framing, data.masks, data.cache_mb * 10**6, data.workers)
-    rules = Rules(framing, style.trigger, data.masks, data.use_think_labels, session.tokenizer.encode)
+    rules = Rules(
+        framing,
+        style.trigger,
+        data.masks,
+        data.use_think_labels,
+        session.tokenizer.encode,
+        session.config.native_pixels,
+    )
     findings = check_dataset(
         dataset, pictures, rules, on_progress=lambda *n: job.emit("checking", done=n[0], total=n[1])
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from u1_core import nano
-from u1_core.errors import U1Error
+from u1_core.errors import U1Error, nearest
 
 SOURCE_FILE = "u1_source.json"
 """Beside the weights: which hub id and which revision they are."""
@@ -74,7 +74,10 @@ def resolve_model(text: str, allow_download: bool = False, progress: Progress | 
     if text == "nano":
         return nano.MODEL
     if not _HUB_ID.fullmatch(text):
-        raise U1Error(f"{text}: there is no such folder or file, and it is neither nano nor a hub id (owner/name)")
+        known = nearest(text, ["nano"])
+        raise U1Error(
+            f"{text}: there is no such folder or file, and it is neither nano nor a hub id (owner/name){known}"
+        )
     repo_id, _, revision = text.partition("@")
     found = _in_models_folder(repo_id, revision) or _in_hub_cache(repo_id, revision)
     if found:
