@@ -73,8 +73,8 @@ function renderRuns(container) {
   const panel = makePanel();
 
   async function refresh() {
-    const runs = await list();
-    empty.textContent = runs.length ? "" : say("No runs yet. Queue a workflow with Train Style LoRA.");
+    const { runs = [], error } = await list();
+    empty.textContent = error ?? (runs.length ? "" : say("No runs yet. Queue a workflow with Train Style LoRA."));
     items.replaceChildren(
       ...runs.map((status) => {
         const item = document.createElement("li");

@@ -68,6 +68,7 @@ export function makePanel() {
     due = 0;
     const run = known(id);
     if (!run || !element.isConnected) return; // once it is on the page its canvas changes its size
+    element.classList.remove("u1-unknown");
     const { status, points, marks } = run;
     find("name").textContent = status.id;
     find("state").textContent = say(status.state);
@@ -102,7 +103,8 @@ export function makePanel() {
       problem = "";
       render();
       const failure = await load(id);
-      if (!failure) return;
+      if (!failure || id !== next) return;
+      element.classList.toggle("u1-unknown", !known(id));
       find("name").textContent = next;
       find("trouble").textContent = failure;
       find("trouble").hidden = false;

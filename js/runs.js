@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const runs = new Map();
 const watchers = new Set();
-const waiting = new Map(); // news that came while a run's history was on its way
+const loading = new Map(); // by run: the `answer` that is on its way, and the news `missed` meanwhile
 const ENDED = new Set(["finished", "stopped", "failed", "interrupted"]);
 
 /** Have `watcher(id)` called when something about a run has changed. Returns a function that ends it. */
@@ -16,34 +16,43 @@ export function watch(watcher) {
 /** A run as far as it is known: {status, points, marks}, or undefined. */
 export const known = (id) => runs.get(id);
 
-/** All runs, the newest first. */
-export async function list() {
-  const answer = await api.fetchApi("/u1/runs");
-  return answer.ok ? (await answer.json()).runs : [];
+/** {runs: their statuses, the newest first}, or {error}. */
+export const list = () => ask("");
+
+/** Fetch a run's whole history; who asks while it is on its way gets the same. Returns what went wrong, or nothing. */
+export function load(id) {
+  if (!loading.has(id)) {
+    const missed = [];
+    loading.set(id, { missed, answer: fetchHistory(id, missed) });
+  }
+  return loading.get(id).answer;
 }
 
-/** Fetch a run's whole history. Returns what went wrong, or nothing. */
-export async function load(id) {
-  const path = `/u1/runs/${encodeURIComponent(id)}`;
-  waiting.set(id, []);
-  try {
-    const answer = await api.fetchApi(path);
-    const told = await answer.json();
-    if (!answer.ok) return told.error;
-    runs.set(id, { status: told.status, points: told.points, marks: told.marks });
-  } finally {
-    const missed = waiting.get(id);
-    waiting.delete(id);
-    if (runs.has(id)) missed.forEach(take);
+async function fetchHistory(id, missed) {
+  const { error, status, points, marks } = await ask(`/${encodeURIComponent(id)}`);
+  loading.delete(id);
+  if (!error) runs.set(id, { status, points, marks });
+  if (runs.has(id)) {
+    missed.forEach(take);
+    tell(id);
   }
-  tell(id);
+  return error;
 }
 
 /** Ask for something: pause, resume, stop, save, preview. Returns what went wrong, or nothing; how the run stands then
  * is told over the websocket, and an answer that comes late would say how it stood before. */
 export async function act(id, action) {
-  const answer = await api.fetchApi(`/u1/runs/${encodeURIComponent(id)}/${action}`, { method: "POST" });
-  if (!answer.ok) return (await answer.json()).error;
+  return (await ask(`/${encodeURIComponent(id)}/${action}`, { method: "POST" })).error;
+}
+
+/** The server's answer, or {error} where it gives none that can be read. */
+async function ask(path, options) {
+  try {
+    const answer = await api.fetchApi(`/u1/runs${path}`, options);
+    return await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
+  } catch (problem) {
+    return { error: problem.message };
+  }
 }
 
 export const previewUrl = (id, name) =>
@@ -72,7 +81,7 @@ function take({ id, status, points, marks }) {
 
 api.addEventListener("u1.run", ({ detail }) => {
   const { id } = detail;
-  if (waiting.has(id)) waiting.get(id).push(detail);
+  if (loading.has(id)) loading.get(id).missed.push(detail);
   else if (runs.has(id)) {
     take(detail);
     tell(id);

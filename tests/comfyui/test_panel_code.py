@@ -1,0 +1,62 @@
+"""The panel's code by itself, in ComfyUI's page: what it makes of the server's answers and of news of a run."""
+
+from pathlib import Path
+
+import pytest
+
+HELPERS = Path(__file__).with_name("panel_code.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    page = browser.new_page(reduced_motion="reduce")
+    page.goto(server.url)
+    page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=60_000)
+    page.evaluate(HELPERS)
+    yield page
+    page.close()
+
+
+def test_two_who_ask_for_one_run_get_one_answer_and_no_news_is_lost(page):
+    told = page.evaluate("""async () => {
+      const { runs, answering, tell } = window.u1;
+      const asked = answering();
+      const both = [runs.load("two"), runs.load("two")];
+      tell("two", "running", 4, [[4, 0.4]]);
+      asked[0].answer({ status: { id: "two", state: "running", step: 3 }, points: [[3, 0.3]], marks: [] });
+      const answers = await Promise.all(both);
+      tell("two", "finished", 5, [[5, 0.5]]);
+      return { asked: asked.length, answers, ...runs.known("two") };
+    }""")
+    assert told["asked"] == 1
+    assert told["answers"] == [None, None]
+    assert told["status"]["state"] == "finished"
+    assert told["points"] == [[3, 0.3], [4, 0.4], [5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [('"<h1>Bad Gateway</h1>"', "502 Bad Gateway"), ('{ error: "there is no run" }', "there is no run")],
+)
+def test_an_answer_that_is_no_run_is_told_in_the_panel_which_shows_nothing_else(page, body, words):
+    shown = page.evaluate(f"""async () => {{
+      const {{ answering, panel }} = window.u1;
+      const asked = answering();
+      const load = panel.show("lost");
+      asked[0].answer({body}, 502, "Bad Gateway");
+      await load;
+      return panel.element.innerText.trim().split(/\\n+/);
+    }}""")
+    assert shown == ["lost", words]
+
+
+def test_what_came_of_a_button_is_told_when_the_server_is_away(page):
+    assert (
+        page.evaluate("""async () => {
+      const asked = u1.answering();
+      const done = u1.runs.act("two", "pause");
+      asked[0].fail("Failed to fetch");
+      return await done;
+    }""")
+        == "Failed to fetch"
+    )
