@@ -82,7 +82,7 @@ class LoadU1LoRA(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **_) -> str:
+    def fingerprint_inputs(cls, lora: str | None, **_) -> str:
         return _fingerprint(lora)
 
 
@@ -119,7 +119,7 @@ class StackUpstream8Step(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **_) -> str:
+    def fingerprint_inputs(cls, lora: str | None, **_) -> str:
         return _fingerprint(lora)
 
 
@@ -154,8 +154,10 @@ def _lora_input(tooltip: str) -> io.Combo.Input:
     return choice("lora", studio().lora_names(), tooltip)
 
 
-def _fingerprint(lora: str) -> str:
-    """Changes when the file does."""
+def _fingerprint(lora: str | None) -> str:
+    """Changes when the file does. None stands for a name that another node has yet to give."""
+    if lora is None:
+        return ""
     path = studio().find_lora(lora)
     return f"{path} {path.stat().st_mtime_ns}"
 

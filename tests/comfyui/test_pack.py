@@ -70,5 +70,20 @@ def test_a_misspelt_target_is_reported_with_the_nearest(server):
     assert error["exception_message"].strip().endswith("there is no target 'atn'; did you mean 'attn'?")
 
 
+def test_a_lora_s_name_may_come_from_another_node(server):
+    """What is connected is not known yet when ComfyUI asks whether the file has changed."""
+    name = {"class_type": "PrimitiveString", "inputs": {"value": "built-in nano 8-step"}}
+    model = {"class_type": "LoadU1Bf16Offload", "inputs": {"model": "built-in nano", "dtype": "auto"}}
+    graph = {"1": name, "2": model}
+    for node, inputs in {"3": ("LoadU1LoRA", {"strength": 1.0}), "4": ("StackUpstream8Step", {})}.items():
+        kind, more = inputs
+        graph[node] = {"class_type": kind, "inputs": {"model": ["2", 0], "lora": ["1", 0], **more}}
+        graph[node + "0"] = {"class_type": "PreviewAny", "inputs": {"source": [node, 1]}}
+    before = len(server.log)
+    result = server.run(graph)
+    assert result["status"]["status_str"] == "success", result["status"]
+    assert "WARNING" not in server.log[before:]
+
+
 def _lora_spec(**inputs: str) -> dict:
     return {"1": {"class_type": "LoRASpec", "inputs": {"dropout": 0.0, **inputs}}}

@@ -45,6 +45,25 @@ def test_gguf_files_are_found_in_the_models_folders(studio):
         load_model(studio, Watch(), model=NANO, gguf="u1/q5.gguf")
 
 
+def test_loras_behind_links_are_found_and_links_back_are_not_followed(studio, tmp_path):
+    folder = studio.places.loras[0]
+    for path in (folder / "own.safetensors", tmp_path / "elsewhere" / "deep" / "far.safetensors"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (folder / "own.full.safetensors").touch()
+    (folder / "linked.safetensors").symlink_to(tmp_path / "elsewhere" / "deep" / "far.safetensors")
+    (folder / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (folder / "shelf").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder, target_is_directory=True)
+    listed = ["linked.safetensors", "own.safetensors", "shelf/deep/far.safetensors", NANO_8STEP]
+    assert studio.lora_names() == listed
+    for name in listed:
+        assert studio.find_lora(name).is_file()
+    for name in ("../elsewhere/deep/far.safetensors", "gone.safetensors", "shelf/../own.safetensors"):
+        with pytest.raises(U1Error, match="there is no LoRA"):
+            studio.find_lora(name)
+
+
 def test_the_8_step_lora_goes_into_the_weights_and_out_again(studio):
     model: Model = load_model(studio, Watch(), model=NANO).values[0]
     folded = stack_8step(studio, Watch(), model=model, lora=NANO_8STEP, folded=True)

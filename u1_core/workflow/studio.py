@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,17 @@ class Studio:
 
     def lora_names(self) -> list[str]:
         """LoRA files by their path in the LoRA folders, with forward slashes; and the one that ships with nano."""
-        found = {path.relative_to(folder).as_posix() for folder in self.places.loras for path in _loras(folder)}
-        return [*sorted(found), NANO_8STEP]
+        return [*sorted(_loras(self.places.loras)), NANO_8STEP]
 
     def find_lora(self, name: str) -> Path:
         """A file that `lora_names` lists. Raises U1Error with the nearest name."""
         if name == NANO_8STEP:
             return nano.EIGHT_STEP
-        for folder in self.places.loras:
-            path = folder / name
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-                return path
-        folders = ", ".join(map(str, self.places.loras))
-        raise U1Error(f"there is no LoRA {name!r} in {folders}{nearest(name, self.lora_names())}")
+        found = _loras(self.places.loras)
+        if name not in found:
+            folders = ", ".join(map(str, self.places.loras))
+            raise U1Error(f"there is no LoRA {name!r} in {folders}{nearest(name, [*found, NANO_8STEP])}")
+        return found[name]
 
     def find_folder(self, text: str) -> Path:
         """A folder (or file) of pictures: as it is given, or inside the input folder. U1Error if none is given."""
@@ -240,5 +239,23 @@ def _ggufs(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _loras(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.safetensors") if not path.name.endswith(".full.safetensors")]
+def _loras(folders: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in folders:
+        for path in _files(root):
+            if path.suffix == ".safetensors" and not path.name.endswith(".full.safetensors"):
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The files below a folder, behind links too; a link back to a folder above is not followed."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with suppress(OSError):  # what is not there or not for us to read holds nothing
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files(path, above | {real})
+            elif path.is_file():
+                yield path
