@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { makePanel } from "./panel.js";
-import { list } from "./runs.js";
+import { known, list, watch } from "./runs.js";
 import { loadWords, say } from "./words.js";
 
 const CATEGORY = "U1 Style Studio";
@@ -71,37 +71,49 @@ function renderRuns(container) {
   container.innerHTML = `<section class="u1-runs"><h3>${say("U1 training runs")}</h3><ul></ul><p></p></section>`;
   const [items, empty] = [container.querySelector("ul"), container.querySelector("p")];
   const panel = makePanel();
+  const found = new Map(); // run id -> its item, which stays as it may have the focus
+
+  function itemOf(status) {
+    if (!found.has(status.id)) found.set(status.id, newItem(status.id));
+    const item = found.get(status.id);
+    item.querySelector("span").textContent = inShort(known(status.id)?.status ?? status);
+    return item;
+  }
+
+  function newItem(id) {
+    const item = document.createElement("li");
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.setAttribute("aria-pressed", id === panel.id);
+    button.append(id, document.createElement("span"));
+    button.addEventListener("click", () => {
+      for (const other of items.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
+      if (!panel.element.isConnected) container.firstChild.append(panel.element);
+      panel.show(id);
+    });
+    item.append(button);
+    return item;
+  }
 
   async function refresh() {
     const { runs = [], error } = await list();
+    runs.map(itemOf).forEach((item, place) => {
+      const there = items.children[place] ?? null;
+      if (item !== there) items.insertBefore(item, there);
+    });
     empty.textContent = error ?? (runs.length ? "" : say("No runs yet. Queue a workflow with Train Style LoRA."));
-    items.replaceChildren(
-      ...runs.map((status) => {
-        const item = document.createElement("li");
-        const button = document.createElement("button");
-        button.type = "button";
-        button.setAttribute("aria-pressed", status.id === panel.id);
-        button.append(status.id, Object.assign(document.createElement("span"), { textContent: inShort(status) }));
-        button.addEventListener("click", () => {
-          for (const other of items.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
-          if (!panel.element.isConnected) container.firstChild.append(panel.element);
-          panel.show(status.id);
-        });
-        item.append(button);
-        return item;
-      }),
-    );
   }
 
-  const states = new Map();
-  const onNews = ({ detail }) => {
-    if (states.get(detail.id) === detail.status.state) return;
-    states.set(detail.id, detail.status.state);
-    refresh();
-  };
-  api.addEventListener("u1.run", onNews);
+  const unwatch = watch((id) => {
+    const item = itemOf(known(id).status);
+    if (!item.parentNode) items.prepend(item); // a run that begins is the newest
+    empty.textContent = "";
+  });
+  api.addEventListener("reconnected", refresh);
   refresh();
-  return () => api.removeEventListener("u1.run", onNews);
+  return () => {
+    unwatch();
+    api.removeEventListener("reconnected", refresh);
+  };
 }
 
 const inShort = (status) => `${say(status.state)} · ${status.step}/${status.steps}`;

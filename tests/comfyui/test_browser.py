@@ -181,6 +181,28 @@ def test_a_run_that_a_crash_of_the_server_cut_off_is_resumed_from_the_panel_to_t
     assert killed.read_bytes() == entire.read_bytes().replace(b"entire", b"killed")
 
 
+def test_the_list_of_runs_keeps_its_count_and_its_focus_and_is_asked_for_once(server, page, training, status, until):
+    server.run(training("listed", 100_000))
+    until(lambda: status("listed")["step"] >= 1)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/u1/runs") else None)
+    panel = _panel_in_sidebar(page, "listed")
+    item = page.locator(".u1-runs li button").first
+    assert item.inner_text().startswith("listed")
+    item.focus()
+    server.post("/u1/runs/listed/pause")
+    panel.locator("[data-state=paused]").wait_for()
+    assert item.locator("span").inner_text() == f"paused · {status('listed')['step']}/100000"
+    server.post("/u1/runs/listed/resume")
+    server.run(training("listed_next", 5))
+    page.locator(".u1-runs li button", has_text="listed_next").wait_for()
+    server.post("/u1/runs/listed/stop")
+    page.locator(".u1-runs li", has_text="listed_nextfinished · 5/5").wait_for()
+    assert item.inner_text().startswith("listed_next")
+    assert page.evaluate("document.activeElement.firstChild.data") == "listed"
+    assert len(asked) == 1
+
+
 @renderers
 @pytest.mark.parametrize("zoom", [1, 2], ids=["100%", "200%"])
 def test_the_panel_is_legible_in_light_and_dark(server, browser, tmp_path, vue_nodes, zoom, training, status, until):
