@@ -24,7 +24,7 @@ export function makePreviews() {
     if (turn === undefined) return;
     event.preventDefault();
     event.stopPropagation();
-    choose(place() + turn);
+    choose([...strip.children].indexOf(event.target) + turn);
   });
 
   const place = () => (chosen < 0 ? shown.looks.length - 1 : chosen);
@@ -45,6 +45,7 @@ export function makePreviews() {
       button.tabIndex = number === place() ? 0 : -1;
     });
     if (chosen < 0 && !strip.matches(":hover, :focus-within")) strip.scrollLeft = strip.scrollWidth;
+    const focused = [...pictures.querySelectorAll("a")].indexOf(document.activeElement);
     fill(pictures, [look], () => {
       const figures = look.files.map((name, number) => {
         const figure = document.createElement("figure");
@@ -59,14 +60,21 @@ export function makePreviews() {
       row.append(...figures);
       return row;
     });
+    pictures.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
   }
 
-  /** Build `parent`'s children anew, if what they show has changed. */
+  /** Have `parent` show `looks`; what does so already stays, as it may have the focus. */
   function fill(parent, looks, make) {
-    const key = JSON.stringify([shown.id, looks]);
-    if (parent.dataset.key === key) return;
-    parent.dataset.key = key;
-    parent.replaceChildren(...looks.map(make));
+    looks.forEach((look, number) => {
+      const key = JSON.stringify([shown.id, look]);
+      const there = parent.children[number];
+      if (there?.dataset.key === key) return;
+      const made = make(look, number);
+      made.dataset.key = key;
+      if (there) there.replaceWith(made);
+      else parent.append(made);
+    });
+    while (parent.children.length > looks.length) parent.lastChild.remove();
   }
 
   const picture = (name, alt) => Object.assign(new Image(), { src: previewUrl(shown.id, name), alt, loading: "lazy" });

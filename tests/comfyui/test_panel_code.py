@@ -60,3 +60,31 @@ def test_what_came_of_a_button_is_told_when_the_server_is_away(page):
     }""")
         == "Failed to fetch"
     )
+
+
+def test_a_new_preview_leaves_the_focus_where_it_is(page):
+    told = page.evaluate("""() => {
+      const previews = u1.previews.makePreviews();
+      document.body.append(previews.element);
+      const [pictures, strip] = previews.element.children;
+      const mark = (step) => ({ step, files: [`${step}.png`], base_files: ["0.png"], prompts: ["a house"] });
+      const focus = () => document.activeElement.title || document.activeElement.href?.split("/").at(-1);
+      const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      const told = [];
+      previews.show("drawn", [mark(1), mark(2)]);
+      strip.lastChild.focus();
+      previews.show("drawn", [mark(1), mark(2), mark(3)]);
+      told.push(focus(), strip.querySelector("[aria-selected=true]").title);
+      press("ArrowLeft");
+      previews.show("drawn", [1, 2, 3, 4].map(mark));
+      told.push(focus(), strip.querySelector("[aria-selected=true]").title);
+      press("End");
+      pictures.querySelector("a").focus();
+      previews.show("drawn", [1, 2, 3, 4, 5].map(mark));
+      told.push(focus(), strip.children.length);
+      previews.show("drawn", [mark(1)]);
+      told.push(focus(), strip.children.length);
+      previews.element.remove();
+      return told;
+    }""")
+    assert told == ["step 2", "step 3", "step 1", "step 1", "5.png", 6, "1.png", 2]
