@@ -106,6 +106,14 @@ def test_attention_is_called_with_the_quickest_first_and_all_others_still_in_use
         ]
 
 
+def test_where_no_kernel_could_be_tried_the_choice_is_pytorchs_own(monkeypatch):
+    monkeypatch.setattr(attention, "backends", lambda *about: tuple((each, float("inf")) for each in ALL))
+    q = SimpleNamespace(is_cuda=True, shape=(1, 4, 512, 8), device=CPU, dtype=torch.float32, requires_grad=False)
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    with attention.quickest(q, q):
+        assert _cur_sdpa_kernel_backends(with_priority=True) == before
+
+
 def test_nothing_is_tried_on_a_cpu_or_for_a_few_queries():
     q = torch.zeros(1, 2, attention.SHORTEST, 8, requires_grad=True)
     with attention.quickest(q, q):

@@ -29,6 +29,8 @@ def quickest(q: Tensor, k: Tensor) -> AbstractContextManager:
         return nullcontext()
     backward = torch.is_grad_enabled() and q.requires_grad
     order = backends(q.device, q.dtype, q.shape[1], k.shape[1], q.shape[3], backward)
+    if math.isinf(order[0][1]):  # none could be tried: PyTorch knows better than a list does
+        return nullcontext()
     return sdpa_kernel([backend for backend, _ in order], set_priority=True)
 
 
