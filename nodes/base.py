@@ -2,8 +2,11 @@
 
 import atexit
 import os
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -43,8 +46,17 @@ def studio() -> Studio:
     )
     studio = Studio(places, str(comfy.model_management.get_torch_device()), host())
     host().let_go, host().at_work = studio.let_go, studio.runs.at_work
-    atexit.register(studio.runs.stop_all, LAST_SAVE_S)
+    _at_the_end(studio.runs.stop_all, LAST_SAVE_S)
     return studio
+
+
+def _at_the_end(call: Callable[..., None], *arguments: Any) -> None:
+    """Have Python call this before all else when it ends, as at Ctrl-C.
+
+    By the time of atexit's functions, and when the main thread counts as ended, thread pools take no more work, and a
+    run could not even end its step. What `threading` calls before that, it has no public name for (3.9 and later).
+    """
+    getattr(threading, "_register_atexit", atexit.register)(call, *arguments)
 
 
 def register_model_folder() -> None:

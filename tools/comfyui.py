@@ -7,6 +7,7 @@ CPU with its own Python, in a base directory apart that holds nothing but a copy
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -103,6 +104,11 @@ class Server:
         """End it at once, as a crash does."""
         self._process.kill()
         self._process.wait(30)
+
+    def interrupt(self, limit_s: float = 60) -> None:
+        """End it as Ctrl-C does, and wait until it has ended."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(limit_s)
 
     @property
     def log(self) -> str:

@@ -86,6 +86,22 @@ def test_a_run_may_have_any_name_that_a_folder_may(server, status, training, unt
     assert json.loads(server.get(f"/u1/runs/{asked}"))["points"]
 
 
+def test_a_run_saves_itself_when_comfyui_is_closed(server, base, status, training, until):
+    """In the middle of a step, whose pictures are fetched by threads of a pool."""
+    server.run(training("closed", 1000, grad_accum=32))
+    reached = until(lambda: status("closed")["step"])
+    time.sleep(0.2)
+    server.interrupt()
+    server.start()
+    left = status("closed")
+    assert (left["state"], left["resumable"], left["message"]) == ("stopped", True, "")
+    assert left["step"] - reached in (1, 2)
+    assert left["lora"] == f"step_{left['step']:06}.safetensors"
+    folder = base / "output" / "u1_runs" / "closed"
+    assert (folder / "checkpoints" / f"state_{left['step']:06}.safetensors").is_file()
+    assert not (folder / "crash.txt").exists()
+
+
 def test_routes_take_known_runs_and_actions_from_the_same_page_only(server):
     assert server.post("/u1/runs/nobody/stop")[0] == 404
     assert server.post("/u1/runs/second/erase") == (
