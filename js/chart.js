@@ -15,6 +15,9 @@ export function movingMeans(values) {
   });
 }
 
+/** Of as many numbers as there are: as arguments of Math.max they would have to fit on the stack. */
+const greatest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
+
 /** Colours for the page the canvas is on: dark ink means a light page, where lines have to be dark too. */
 function palette(canvas) {
   const style = getComputedStyle(canvas);
@@ -45,9 +48,9 @@ export function drawChart(canvas, points, marks) {
   const means = movingMeans(points.map(([, loss]) => loss));
   const first = points[0][0];
   const last = Math.max(points.at(-1)[0], first + 1);
-  const top = 1.15 * Math.max(...means) || 1;
+  const top = 1.15 * greatest(means) || 1;
   const validations = marks.filter((mark) => "percent" in mark && mark.step >= first);
-  const most = Math.max(100, ...validations.map((mark) => mark.percent)) * 1.05;
+  const most = Math.max(100, greatest(validations.map((mark) => mark.percent))) * 1.05;
   const x = (step) => PAD.left + ((width - PAD.left - PAD.right) * (step - first)) / (last - first);
   const y = (share) => PAD.top + (height - PAD.top - PAD.bottom) * (1 - Math.min(1, share));
 

@@ -3,7 +3,7 @@
 import { drawChart, movingMeans } from "./chart.js";
 import { makePreviews } from "./previews.js";
 import { act, ended, known, load, watch } from "./runs.js";
-import { say } from "./words.js";
+import { duration, say } from "./words.js";
 
 const AT_WORK = ["running", "giving way"];
 const atWork = (status) => AT_WORK.includes(status.state);
@@ -138,11 +138,4 @@ function memory({ memory_bytes: used, planned_bytes: planned }) {
   const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
   const most = say("{gib} GiB at most", { gib: gib(used) });
   return planned ? `${most}, ${say("{gib} planned", { gib: gib(planned) })}` : most;
-}
-
-function duration(seconds) {
-  const minutes = Math.floor(seconds / 60);
-  if (minutes >= 60) return say("{hours} h {minutes} min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
-  const rest = { minutes, seconds: Math.round(minutes ? seconds % 60 : seconds) };
-  return minutes ? say("{minutes} min {seconds} s", rest) : say("{seconds} s", rest);
 }

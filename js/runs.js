@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 const runs = new Map();
 const watchers = new Set();
 const loading = new Map(); // by run: the `answer` that is on its way, and the news `missed` meanwhile
+const MOST_POINTS = 2000; // of a chart: then it is asked for again, and comes thinned as every history does
 const ENDED = new Set(["finished", "stopped", "failed", "interrupted"]);
 
 /** Have `watcher(id)` called when something about a run has changed. Returns a function that ends it. */
@@ -85,6 +86,7 @@ api.addEventListener("u1.run", ({ detail }) => {
   else if (runs.has(id)) {
     take(detail);
     tell(id);
+    if (runs.get(id).points.length > MOST_POINTS) load(id);
   } else load(id);
 });
 

@@ -15,3 +15,11 @@ export async function loadWords() {
 /** The words for an English phrase, with {name} replaced by `values.name`. */
 export const say = (phrase, values = {}) =>
   (translated[phrase] ?? phrase).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+/** So many seconds in words. */
+export function duration(time) {
+  const seconds = Math.round(time);
+  const minutes = Math.floor(seconds / 60);
+  if (minutes >= 60) return say("{hours} h {minutes} min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
+  return minutes ? say("{minutes} min {seconds} s", { minutes, seconds: seconds % 60 }) : say("{seconds} s", { seconds });
+}

@@ -88,3 +88,52 @@ def test_a_new_preview_leaves_the_focus_where_it_is(page):
       return told;
     }""")
     assert told == ["step 2", "step 3", "step 1", "step 1", "5.png", 6, "1.png", 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (119.7, "2 min 0 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.8, "1 h 0 min"),
+        (7325, "2 h 2 min"),
+    ],
+)
+def test_a_time_is_rounded_before_it_is_put_in_words(page, seconds, words):
+    assert page.evaluate("(seconds) => u1.words.duration(seconds)", seconds) == words
+
+
+def test_a_chart_of_very_many_points_is_drawn(page):
+    """A call of more arguments than some 120,000 overflows the browser's stack."""
+    drawn = page.evaluate("""() => {
+      const canvas = u1.panel.element.querySelector("canvas");
+      const many = Array.from({ length: 200_000 }, (_, index) => index + 1);
+      u1.panel.element.classList.remove("u1-unknown");
+      u1.chart.drawChart(canvas, many.map((step) => [step, 1 / step]), many.map((step) => ({ step, percent: 90 })));
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return data.some((channel) => channel > 0);
+    }""")
+    assert drawn
+
+
+def test_a_chart_that_grows_long_is_asked_for_again_as_the_server_thins_it(page):
+    told = page.evaluate("""async () => {
+      const { runs, answering, tell } = u1;
+      const asked = answering();
+      const first = runs.load("long");
+      asked[0].answer({ status: { id: "long", state: "running", step: 1 }, points: [[1, 1]], marks: [] });
+      await first;
+      const points = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => [from + index, 1]);
+      tell("long", "running", 2000, points(2, 2000));
+      const before = asked.length;
+      tell("long", "running", 2001, points(2001, 2001));
+      tell("long", "running", 2002, points(2002, 2002));
+      const thinned = [[1000, 1], [2001, 1]];
+      asked[1].answer({ status: { id: "long", state: "running", step: 2001 }, points: thinned, marks: [] });
+      await runs.load("long");
+      return { before, after: asked.length, path: asked[1].path, points: runs.known("long").points };
+    }""")
+    assert told == {"before": 1, "after": 2, "path": "/u1/runs/long", "points": [[1000, 1], [2001, 1], [2002, 1]]}
