@@ -92,5 +92,10 @@ def _watch(cls: type[io.ComfyNode]) -> Watch:
 
     check = comfy.model_management.throw_exception_if_processing_interrupted
     return Watch(
-        on_step, lambda text: check(), lambda done, total: bar.update_absolute(done, total), check, cls.hidden.prompt
+        on_step,
+        lambda text: check(),
+        lambda done, total: bar.update_absolute(done, total),
+        check,
+        cls.hidden.prompt,
+        cls.hidden.unique_id or "",
     )

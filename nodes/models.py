@@ -146,7 +146,6 @@ class ExportU1LoRA(Node):
             ],
             is_output_node=True,
             not_idempotent=True,
-            hidden=[io.Hidden.prompt],
         )
 
 

@@ -23,6 +23,9 @@ from u1_core.workflow.studio import Places, Studio, Watch
 from u1_core.workflow.training import act_on_run, train_style_lora, training_run
 
 
+NOBODY = Watch()
+
+
 class Neighbour(Host):
     """Somebody else on the device, who takes it and gives it back as the test says."""
 
@@ -78,10 +81,10 @@ def start(studio, model) -> Callable[..., str]:
     """Start a run of 6 steps -> its id."""
     pictures: Dataset = dataset(studio, Watch(), folder="walls").values[0]
 
-    def start(name: str, **more) -> str:
+    def start(name: str, watch: Watch = NOBODY, **more) -> str:
         fields = {"steps": 6, "lr": 1e-2, "train_heads": False, "checkpoint_every": 0}
         fields |= {"validate_every": 0, "preview_every": 0, "spec": LoraSpec("attn=r2")}
-        given = train_style_lora(studio, Watch(), model=model, dataset=pictures, name=name, **(fields | more))
+        given = train_style_lora(studio, watch, model=model, dataset=pictures, name=name, **(fields | more))
         return given.values[1]
 
     return start
@@ -183,6 +186,18 @@ def test_a_run_that_ended_before_it_had_a_folder_is_begun_again_under_its_name(s
     studio.host.wants_it.clear()
     until(lambda: state(studio, "in_line-2") == "finished")
     assert state(studio, "in_line") == "finished"
+
+
+def test_a_node_that_waits_for_its_run_is_shown_its_steps_and_the_run_s_news_name_the_node(studio, start):
+    seen = []
+    watch = Watch(on_progress=lambda done, total: seen.append((done, total)), node="12:7")
+    assert start("watched", watch=watch, wait=True) == "watched"
+    of_the_run = [pair for pair in seen if pair[1] == 6]
+    assert of_the_run == sorted(set(of_the_run))
+    assert of_the_run[-1] == (6, 6)
+    news = studio.host.heard
+    assert {told["node"] for told in news} == {"12:7"}
+    assert news[0]["status"]["state"] == "queued"
 
 
 def test_a_run_gives_way_and_its_live_weights_can_be_used_meanwhile(studio, start, model):

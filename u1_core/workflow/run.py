@@ -60,8 +60,10 @@ class RunJob(Job):
 class Run:
     """`status`, `points` and `marks` follow the job's events. With `resumed` it begins with what its folder tells."""
 
-    def __init__(self, recipe: Recipe, model: Model, workflow: Mapping[str, Any] | None, resumed: bool = False) -> None:
-        self.recipe, self.model, self.workflow, self.resumed = recipe, model, workflow, resumed
+    def __init__(
+        self, recipe: Recipe, model: Model, workflow: Mapping[str, Any] | None, node: str, resumed: bool = False
+    ) -> None:
+        self.recipe, self.model, self.workflow, self.node, self.resumed = recipe, model, workflow, node, resumed
         self.id = recipe.run_name
         self.folder = Path(recipe.runtime.out_dir) / recipe.run_name
         self.session: Session | None = None
@@ -184,8 +186,8 @@ class Herald:
 
 
 def news_of(run: Run, points: list[Point], marks: list[Mark]) -> dict[str, Any]:
-    """What is sent of a run: how it stands, and the points and marks that are new."""
-    return {"id": run.id, "status": asdict(run.status), "points": thinned(points), "marks": marks}
+    """What is sent of a run: the node that it is for, how it stands, and the points and marks that are new."""
+    return {"id": run.id, "node": run.node, "status": asdict(run.status), "points": thinned(points), "marks": marks}
 
 
 def _in_words(event: Event) -> str:

@@ -42,22 +42,36 @@ class Runs:
         self._runs: dict[str, Run] = {}
 
     def start(
-        self, recipe: Recipe, model: Model, opened: Opened, finish: Finish, workflow: Mapping[str, Any] | None = None
+        self,
+        recipe: Recipe,
+        model: Model,
+        opened: Opened,
+        finish: Finish,
+        workflow: Mapping[str, Any] | None = None,
+        node: str = "",
     ) -> Run:
-        """Put a run in line. Its name is numbered if it is taken. `finish` is called with what it has come to."""
+        """Put a run in line. Its name is numbered if it is taken. `finish` is called with what it has come to. `node`
+        is the one of the workflow that it is for."""
         with self._lock:
-            run = Run(self._with_free_name(recipe), model, workflow)
+            run = Run(self._with_free_name(recipe), model, workflow, node)
             return self._begin(run, opened, finish)
 
     def resume(
-        self, recipe: Recipe, model: Model, opened: Opened, finish: Finish, workflow: Mapping[str, Any] | None = None
+        self,
+        recipe: Recipe,
+        model: Model,
+        opened: Opened,
+        finish: Finish,
+        workflow: Mapping[str, Any] | None = None,
+        node: str = "",
     ) -> Run:
         """Put the run of this recipe's name in line again, to go on from its last checkpoint. Raises U1Error if it is
         still going."""
         with self._lock:
             if self._going(recipe.run_name) or alive(self.root / recipe.run_name):
                 raise U1Error(f"run {recipe.run_name!r} is still going")
-            run = Run(replace(recipe, runtime=replace(recipe.runtime, out_dir=str(self.root))), model, workflow, True)
+            recipe = replace(recipe, runtime=replace(recipe.runtime, out_dir=str(self.root)))
+            run = Run(recipe, model, workflow, node, resumed=True)
             return self._begin(run, opened, finish)
 
     def act(self, run_id: str, action: str) -> Status:
@@ -120,9 +134,15 @@ class Runs:
                 return path
         raise U1Error(f"run {run_id} has no preview {name!r}")
 
-    def wait(self, run_id: str, check: Callable[[], None]) -> None:
-        """Until a run of this process has ended; neither it nor those before it in line give way meanwhile. Raises what
-        `check` raises, and U1Error if the run fails."""
+    def wait(
+        self,
+        run_id: str,
+        check: Callable[[], None],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Until a run of this process has ended; neither it nor those before it in line give way meanwhile.
+
+        `on_progress` is told of its steps. Raises what `check` or that raises, and U1Error if the run fails."""
         with self._lock:
             run = self._runs.get(run_id)
             awaited = self._line[: self._line.index(run) + 1] if run in self._line else []
@@ -130,9 +150,14 @@ class Runs:
                 each.job.awaited += 1
         if run is None:
             return
+        told, ended = 0, False
         try:
-            while not run.job.wait(0.1):
+            while not ended:
                 check()
+                ended = run.job.wait(0.1)
+                if run.status.step != told:
+                    told = run.status.step
+                    on_progress(told, run.status.steps)
         finally:
             with self._lock:
                 for each in awaited:

@@ -57,6 +57,8 @@ class Watch:
     """Called while waiting: raises if the node is to give up."""
     workflow: Mapping[str, Any] | None = None
     """The workflow in API form that the node is a part of."""
+    node: str = ""
+    """The node's id in it."""
 
 
 class Studio:

@@ -122,11 +122,11 @@ def train_style_lora(
         run_id = checked.run_name
         status = studio.runs.status(run_id)
         if status.resumable or (status.state == "finished" and status.step < checked.train.steps):
-            studio.runs.resume(checked, model, _opened(studio), _deliver(studio), workflow)
+            studio.runs.resume(checked, model, _opened(studio), _deliver(studio), workflow, watch.node)
     else:
-        run_id = studio.runs.start(checked, model, _opened(studio), _deliver(studio), workflow).id
+        run_id = studio.runs.start(checked, model, _opened(studio), _deliver(studio), workflow, watch.node).id
     if wait:
-        studio.runs.wait(run_id, watch.check)
+        studio.runs.wait(run_id, watch.check, watch.on_progress)
     return Result((RunHandle(run_id), run_id), f"{run_id}: {studio.runs.status(run_id).state}", facts={"run": run_id})
 
 
@@ -151,7 +151,7 @@ def training_run(
     if live and step:
         raise U1Error(f"live weights are those of the present step: turn live off for step {step}, or leave step at 0")
     if wait and not live:
-        studio.runs.wait(run_id, watch.check)
+        studio.runs.wait(run_id, watch.check, watch.on_progress)
     live = live and studio.runs.is_training(run_id)
     path = None if live else studio.runs.newest_file(run_id, step)
     status = studio.runs.status(run_id)
