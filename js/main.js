@@ -11,6 +11,7 @@ const WITH_PANEL = new Set(["TrainStyleLoRA", "U1TrainingRun"]);
 const PANEL_SIZE = [420, 440];
 const TEXT_HEIGHT = 84;
 const PROPERTY = "u1_run";
+const shows = new WeakMap(); // node -> what has its panel show a run
 
 function addPanel(node) {
   const panel = makePanel();
@@ -25,6 +26,7 @@ function addPanel(node) {
     keepCanvas();
     panel.show(run);
   };
+  shows.set(node, show);
   const executed = node.onExecuted;
   node.onExecuted = function (output) {
     executed?.call(this, output);
@@ -38,6 +40,29 @@ function addPanel(node) {
   };
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, PANEL_SIZE[0]), height]);
+}
+
+/** Have a node show the run that it begins at once: it may wait for the run's end. Other pages are told of the run too,
+ * and a node of theirs may have the same id; but what is executing is told to the page that has queued it. */
+function showFromTheBeginning() {
+  let executing;
+  api.addEventListener("executing", ({ detail }) => {
+    executing = detail;
+  });
+  api.addEventListener("u1.run", ({ detail: { id, node, status } }) => {
+    if (node && node === executing && status.state === "queued") shows.get(nodeAt(node))?.(id);
+  });
+}
+
+/** The node of an execution id: "5:12" is node 12 of the subgraph that node 5 is. */
+function nodeAt(path) {
+  let graph = app.rootGraph ?? app.graph; // as older frontends call it
+  let node;
+  for (const id of path.split(":")) {
+    node = graph?.getNodeById(id);
+    graph = node?.subgraph;
+  }
+  return node;
 }
 
 /** What a node says of its result, under its widgets: the frontend shows pictures by itself, but no text. */
@@ -125,6 +150,7 @@ app.registerExtension({
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet" });
     style.href = new URL("./u1.css", import.meta.url).href;
     document.head.append(style);
+    showFromTheBeginning();
     let close;
     app.extensionManager.registerSidebarTab({
       id: "u1-runs",

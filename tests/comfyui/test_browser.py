@@ -61,6 +61,11 @@ INTO_SUBGRAPH = """async () => {
   await app.loadGraphData(workflow);
   return workflow;
 }"""
+LOAD_API = "(graph) => app.loadApiJson(graph, 'run')"
+RUN_SHOWN = """() => {
+  const nodes = app.graph.nodes.flatMap((node) => node.subgraph?.nodes ?? [node]);
+  return nodes.find((node) => node.type === "TrainStyleLoRA").properties.u1_run;
+}"""
 LOAD = "(workflow) => app.loadGraphData(workflow)"
 SET_LANGUAGE = "(name) => app.extensionManager.setting.set('Comfy.Locale', name)"
 LEGIBLE = Path(__file__).with_name("legible.js").read_text(encoding="utf-8")
@@ -131,6 +136,26 @@ def test_the_panel_follows_a_run_survives_a_reload_and_stops_it(server, page, vu
     _open(page, server)
     page.locator(ON_NODE).locator("[data-state=stopped]").wait_for()
     assert page.locator(ON_NODE).locator(".u1-name").inner_text() == name
+
+
+@renderers
+@pytest.mark.parametrize("within", [False, True], ids=["workflow", "subgraph"])
+def test_a_node_that_waits_for_its_run_shows_it_from_the_beginning(
+    server, page, vue_nodes, within, training, status, until
+):
+    name = f"awaited_{vue_nodes}_{within}".lower()
+    _draw_nodes_by(page, vue_nodes)
+    page.evaluate(LOAD_API, training(name, 100_000, wait=True))
+    if within:
+        page.evaluate(INTO_SUBGRAPH)
+    with page.expect_response("**/api/prompt") as asked:
+        page.evaluate("() => app.queuePrompt(0)")
+    until(lambda: page.evaluate(RUN_SHOWN) == name)
+    if not within:
+        page.locator(ON_NODE).locator("[data-state=running]").wait_for(state="attached")
+        assert _step(page.locator(ON_NODE)) < 100_000
+    server.post(f"/u1/runs/{name}/stop")
+    assert server.wait(asked.value.json()["prompt_id"])["status"]["status_str"] == "success"
 
 
 @renderers
