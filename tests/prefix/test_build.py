@@ -257,8 +257,10 @@ def test_every_layer_is_asked_for_once_for_all_blocks(tiny, sequence, words):
     model = tiny("u1")
     weights = replace(model.understanding, layers=CountedLayers(model.understanding.layers))
     blocks, head = blocks_with_a_head(sequence, words, model.config)
-    build_blocks(model.config, weights, blocks, head)
+    told = []
+    build_blocks(model.config, weights, blocks, head, on_prompts=told.append)
     assert weights.layers.asked == [1, 1, 1]
+    assert sum(told) == 3 * sum(map(len, blocks))
 
 
 def test_what_opens_with_a_head(tiny, sequence, words, random_picture):

@@ -18,8 +18,10 @@ class Builder:
     def __init__(self, config):
         self.config, self.passes = config, []
 
-    def __call__(self, units, rest):
+    def __call__(self, units, rest, on_prompts):
         self.passes.append([[int(each.ids[-1]) for each in unit] for unit in units])
+        for unit in units * self.config.layers:
+            on_prompts(len(unit))
         head = self.chunk(torch.tensor(HEAD))
         return [
             [
@@ -67,6 +69,24 @@ def number_of(prefix: PrefixKV) -> int:
 def units_built(builder) -> list[list[int]]:
     """The first prompt's number of every unit in each pass."""
     return [[unit[0] - 100 for unit in units] for units in builder.passes]
+
+
+def test_what_is_built_is_told_over_all_passes_and_may_be_broken_off(make, builder, token_bytes, monkeypatch, tmp_path):
+    monkeypatch.setattr("u1_core.prefix.store.PASS_BYTES", BLOCK * TAIL * token_bytes)
+    room, layers, seen = Room(0, PLENTY, PLENTY, tmp_path), builder.config.layers, []
+
+    def first_pass_only(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > BLOCK * layers:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        make(BLOCK + 3, room).fill(first_pass_only)
+    total = (BLOCK + 3) * layers
+    assert seen == [*((BLOCK * layer, total) for layer in range(1, layers + 1)), (BLOCK * layers + 3, total)]
+    seen.clear()
+    make(BLOCK + 3, room).fill(lambda done, total: seen.append((done, total)))  # the first pass has been kept
+    assert seen == [(3 * layer, 3 * layers) for layer in range(1, layers + 1)]
 
 
 def test_everything_is_built_in_one_pass_and_the_head_kept_once(make, builder, token_bytes):

@@ -172,7 +172,7 @@ class Builder:
     def __init__(self, config):
         self.shape, self.passes = (config.layers, 1, config.kv_heads, config.head_dim), []
 
-    def __call__(self, units, rest):
+    def __call__(self, units, rest, on_prompts):
         self.passes.append([int(each.ids[0]) for unit in units for each in unit])
         return [[PrefixKV((self.chunk(each.ids),), 1) for each in unit] for unit in units]
 

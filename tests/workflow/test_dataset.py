@@ -37,7 +37,18 @@ def test_prefixes_are_built_once_and_their_preview_prompts_go_to_runs_that_have_
     images = torch.stack([torch.full((64, 64, 3), level) for level in (0.25, 0.75)])
     pictures = dataset(studio, Watch(), images=images, captions="a dark wall\na light wall").values[0]
     model = load_model(studio, Watch(), model="built-in tiny U1").values[0]
-    built = prefix_cache(studio, Watch(), model=model, dataset=pictures, preview_prompts="a wall\n\na long, long wall")
+
+    def cancelled() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prefix_cache(studio, Watch(on_progress=lambda done, total: cancelled()), model=model, dataset=pictures)
+    assert not list(studio.places.cache.glob("prefixes/*"))
+    seen = []
+    watch = Watch(on_progress=lambda done, total: seen.append((done, total)))
+    built = prefix_cache(studio, watch, model=model, dataset=pictures, preview_prompts="a wall\n\na long, long wall")
+    layers = studio.session(model).config.layers
+    assert seen[-layers:] == [(2 * layer, 2 * layers) for layer in range(1, layers + 1)]
     about = built.text.splitlines()
     assert about[0].startswith("2 captions of ")
     assert "new files in" in about[1]

@@ -22,7 +22,6 @@ from u1_core.workflow.loras import load_model
 from u1_core.workflow.studio import Places, Studio, Watch
 from u1_core.workflow.training import act_on_run, train_style_lora, training_run
 
-
 NOBODY = Watch()
 
 

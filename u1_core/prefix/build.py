@@ -6,7 +6,7 @@ depend on what follows it. Tails go through each layer in groups, so that activa
 Beside its K/V, a prompt needs the hidden state of its tokens until the pass is through: a twentieth of the bytes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,8 +62,11 @@ def build_blocks(
     head: Sequence[int] = (),
     terms: TowerTerms | None = None,
     rest: torch.device | None = None,
+    on_prompts: Callable[[int], None] = lambda count: None,
 ) -> list[list[PrefixKV]]:
     """K/V of the prompts of every block, kept on `rest` (by default, the device of the weights).
+
+    `on_prompts` is told each time how many prompts have gone through a layer. What it raises ends the pass.
 
     A prompt that begins with the tokens `head` and goes on shares their K/V, as its first chunk, with all others that
     do. The bits of a block are the same whichever blocks are built with it: no product has rows of two of them.
@@ -75,7 +78,8 @@ def build_blocks(
         [_Piece(each, len(head), len(each.ids), 0) if opens_with(each, head) else _whole(each) for each in block]
         for block in blocks
     ]
-    _run(config, weights, heads, [group for block in pieces for group in _grouped(block)], terms, rest)
+    groups = [group for block in pieces for group in _grouped(block)]
+    _run(config, weights, heads, groups, terms, rest, on_prompts)
     for piece in heads:
         piece.chunk = KVChunk(piece.chunk.k.to(rest), piece.chunk.v.to(rest))
     return [[_joined(piece, heads) for piece in block] for block in pieces]
@@ -166,6 +170,7 @@ def _run(
     groups: Iterable[list[_Piece]],
     terms: TowerTerms,
     rest: torch.device,
+    on_prompts: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Take the heads, then all groups, through each layer before the next. The heads' K/V is on the device."""
     opening = [_Group(config, weights, heads, weights.norm.device)] if heads else []
@@ -177,6 +182,7 @@ def _run(
         pasts = [[(head.chunk.k[index], head.chunk.v[index])] for head in heads]
         for group in following:
             group.run_layer(config, index, view, pasts, terms)
+            on_prompts(len(group.pieces))
         del view  # its memory is for the layer after the next
 
 

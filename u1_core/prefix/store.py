@@ -23,8 +23,9 @@ from u1_core.weights.host_memory import host_memory_bytes
 PASS_BYTES = min(8 * 2**30, host_memory_bytes() // 4)
 """K/V that one pass over the tower makes at most, before it goes to its tier or to disk."""
 
-Build = Callable[[Sequence[Sequence[TokenSequence]], torch.device], list[list[PrefixKV]]]
-"""(units, rest) -> the K/V of each unit's prompts on the device `rest`; see `build_blocks`."""
+OnPrompts = Callable[[int], None]
+Build = Callable[[Sequence[Sequence[TokenSequence]], torch.device, OnPrompts], list[list[PrefixKV]]]
+"""(units, rest, on_prompts) -> the K/V of each unit's prompts on the device `rest`; see `build_blocks`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,23 @@ class PrefixStore(Sequence[PrefixKV]):
             self._tiers.put(number, tail)
         return PrefixKV((self._head, tail) if prompt.headed else (tail,), prompt.next_t)
 
-    def fill(self) -> None:
-        """Have all of it at hand: read what is kept and build what is not. What is too much is left to `fetch`."""
+    def fill(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Have all of it at hand: read what is kept and build what is not. What is too much is left to `fetch`.
+
+        `on_progress` is told of what is built, in prompts times layers. What it raises leaves that pass unbuilt.
+        """
         if self.total_bytes > self.capacity_bytes:
             return
         missing = [unit for unit in self._units.all() if not self._take_from_file(unit)]
+        total, done = sum(map(len, missing)) * self._set.config.layers, 0
+
+        def on_prompts(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, total)
+
         for units in self._passes(missing):
-            for unit, tails in zip(units, self._run(units), strict=True):
+            for unit, tails in zip(units, self._run(units, on_prompts), strict=True):
                 for number, tail in zip(unit, tails, strict=True):
                     if self._tiers.get(number) is None:
                         self._tiers.fill(number, tail)
@@ -131,10 +142,10 @@ class PrefixStore(Sequence[PrefixKV]):
         if together:
             yield together
 
-    def _run(self, units: Sequence[range]) -> list[list[KVChunk]]:
+    def _run(self, units: Sequence[range], on_prompts: OnPrompts = lambda count: None) -> list[list[KVChunk]]:
         """Build these units and write them to their files: the tails of each."""
         rest = self._tiers.device_for(sum(map(self._units.n_bytes, units)))
-        built = self._build([[self._units.sequence(number) for number in unit] for unit in units], rest)
+        built = self._build([[self._units.sequence(number) for number in unit] for unit in units], rest, on_prompts)
         heads = (prefix.chunks[0] for prefixes in built for prefix in prefixes if len(prefix.chunks) > 1)
         if self._head is None and (head := next(heads, None)):
             self._head = KVChunk(head.k.to(self._device), head.v.to(self._device))

@@ -4,7 +4,7 @@ All are built in one pass over the understanding tower before the first step, an
 set that is too large for it, what the present stretch of the run needs is built when its turn has come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from u1_core.model.views import KVChunk, PrefixKV
 from u1_core.prefix.build import SHORTEST_HEAD, build_blocks
 from u1_core.prefix.files import default_folder
 from u1_core.prefix.keys import salt
-from u1_core.prefix.store import PrefixStore, Room
+from u1_core.prefix.store import OnPrompts, PrefixStore, Room
 from u1_core.prefix.units import PromptSet, Units
 from u1_core.session import Session
 from u1_core.text.prompts import training_caption, training_unconditional
@@ -78,16 +78,23 @@ class CaptionPrefixes:
 
 
 def build_caption_prefixes(
-    session: Session, recipe: Recipe, sequences: CaptionSequences, adapters: Sequence[Adapter] = ()
+    session: Session,
+    recipe: Recipe,
+    sequences: CaptionSequences,
+    adapters: Sequence[Adapter] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CaptionPrefixes:
     """Those of all captions, with the understanding side of `adapters`, or as many as there is room for.
 
-    Raises U1Error if there is not even room for what a stretch of the run needs.
+    `on_progress` (done, total) is told of what is built; what it raises ends that. Raises U1Error if there is not even
+    room for what a stretch of the run needs.
     """
     terms, head = tower_terms(session.config, adapters, UNDERSTANDING), sequences.head()
 
-    def build(units: Sequence[Sequence[TokenSequence]], rest: torch.device) -> list[list[PrefixKV]]:
-        return build_blocks(session.config, session.understanding, units, head, terms, rest)
+    def build(
+        units: Sequence[Sequence[TokenSequence]], rest: torch.device, on_prompts: OnPrompts
+    ) -> list[list[PrefixKV]]:
+        return build_blocks(session.config, session.understanding, units, head, terms, rest, on_prompts)
 
     empty = []
     if recipe.train.cond_dropout_text + recipe.train.cond_dropout_both > 0:
@@ -100,7 +107,7 @@ def build_caption_prefixes(
     store = PrefixStore(prompts, build, room, session.device)
     _refuse_too_little_room(store)
     if len(sequences) <= BUILT_WHOLE:
-        store.fill()
+        store.fill(on_progress)
     return CaptionPrefixes(store, store.fetch(len(sequences)) if empty else None)
 
 

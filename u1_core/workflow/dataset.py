@@ -73,12 +73,17 @@ def prefix_cache(studio: Studio, watch: Watch, *, model: Model, dataset: Dataset
 
     `preview_prompts`, one a line, are those of runs that name none themselves."""
     folder = studio.places.cache / "prefixes"
+
+    def on_progress(done: int, total: int) -> None:
+        watch.check()
+        watch.on_progress(done, total)
+
     recipe = as_recipe(data_settings(model, dataset, studio) | {"runtime": {"prefix_dir": str(folder)}}, "")
     with studio.using(model, watch) as session, torch.inference_mode(False), torch.no_grad():
         captions = CaptionSequences(session.tokenizer, recipe, open_dataset(Path(dataset.folder)))
         tokens = [len(captions[number].ids) for number in range(len(captions))]
         before = _n_files(folder)
-        built = build_caption_prefixes(session, recipe, captions, session.adapters).captions
+        built = build_caption_prefixes(session, recipe, captions, session.adapters, on_progress).captions
         new = _n_files(folder) - before
         previews = lines_of(preview_prompts)
         asked = [len(build_sequence(session.tokenizer, text_to_image(prompt)).ids) for prompt in previews]
