@@ -5,6 +5,8 @@ import os
 
 from PIL import Image
 
+from u1_core.train.recipe_file import load_recipe
+from u1_core.workflow import run_history
 from u1_core.workflow.drawing import comparison_sheet, from_image_tensor, images_to_tensor
 from u1_core.workflow.host import Host
 from u1_core.workflow.loss_chart import moving_means
@@ -51,6 +53,23 @@ def test_a_run_that_was_cut_off_is_interrupted_and_keeps_its_history(tmp_path):
     (status,) = Runs(tmp_path, Host()).statuses()
     assert (status.state, status.step, status.steps) == ("interrupted", 2, 9)
     assert Runs(tmp_path, Host()).history("half") == ([(1, 2.0), (2, 1.5)], [])
+
+
+def test_a_list_of_runs_reads_again_only_the_recipes_that_have_changed(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(run_history, "load_recipe", lambda path: read.append(path.parent.name) or load_recipe(path))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("train: {steps: 9}\n", encoding="utf-8")
+    found = Runs(tmp_path, Host())
+    assert [status.steps for status in found.statuses()] == [9, 9]
+    longer = tmp_path / "other" / "recipe.yaml"
+    longer.write_text("train: {steps: 12}\n", encoding="utf-8")
+    os.utime(longer, (1, 1))
+    assert [(status.id, status.steps) for status in found.statuses()] == [("one", 9), ("other", 12)]
+    assert sorted(read) == ["one", "other", "other"]
+    longer.write_text("train: {steps: many}\n", encoding="utf-8")
+    assert found.status("other").state == "failed"
 
 
 def test_moving_means_run_over_a_twentieth():

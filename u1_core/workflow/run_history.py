@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def status_of(folder: Path) -> Status:
     facts = read_status(folder)
     last = facts.get("step", 0)
     try:
-        recipe = load_recipe(folder / "recipe.yaml")
+        recipe = _recipe_of(folder)
     except U1Error as problem:
         return Status(folder.name, "failed", last, last, message=str(problem))
     done = [folder / f"{folder.name}.safetensors", folder / f"{folder.name}.full.safetensors"]
@@ -74,6 +75,17 @@ def status_of(folder: Path) -> Status:
         lora=saved[0].name if saved else "",
         resumable=state in RESUMABLE,
     )
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    """A run's recipe. Of a long list of runs it is what takes time to read, and it hardly ever changes."""
+    path = folder / "recipe.yaml"
+    return _read_recipe(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=4096)
+def _read_recipe(path: Path, changed_ns: int) -> Recipe:
+    return load_recipe(path)
 
 
 def history_of(folder: Path) -> tuple[list[Point], list[Mark]]:
