@@ -58,6 +58,26 @@ def test_cancel_ends_the_prompt_and_stop_the_run_within_a_step(server, base, sta
     assert ended["lora"] == f"step_{ended['step']:06}.safetensors"
 
 
+def test_stop_ends_a_run_however_much_is_queued(server, status, training, sampling, until):
+    server.run(training("stopped_beside", 3000))
+    until(lambda: status("stopped_beside")["step"] >= 2)
+    queued = [server.queue(sampling(seed, steps=60)) for seed in range(8)]
+    until(lambda: status("stopped_beside")["state"] == "giving way")
+    assert server.post("/u1/runs/stopped_beside/stop")[0] == 200
+    ended = until(lambda: s if (s := status("stopped_beside"))["state"] == "stopped" else None)
+    assert json.loads(server.get("/queue"))["queue_pending"]
+    assert ended["lora"] == f"step_{ended['step']:06}.safetensors"
+    for prompt in queued:
+        server.wait(prompt)
+
+
+def test_a_prompt_may_wait_for_a_run_that_stands_in_line(server, status, training, until):
+    server.run(training("in_front", 40))
+    until(lambda: status("in_front")["step"] >= 1)
+    assert server.run(training("behind_it", 3, wait=True))["status"]["status_str"] == "success"
+    assert (status("in_front")["state"], status("behind_it")["state"]) == ("finished", "finished")
+
+
 def test_pause_holds_a_run_and_the_next_waits_in_line(server, status, training, until):
     server.run(training("first", 3000))
     until(lambda: status("first")["step"] >= 1)
