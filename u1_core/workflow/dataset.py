@@ -58,7 +58,7 @@ def dataset(
     pictures = training_pictures(opened, framing, data.masks, data.cache_mb * 10**6, data.workers)
     try:
         encode = studio.session(model).tokenizer.encode if model else None
-        rules = Rules(framing, trigger, data.masks, use_think_labels, encode)
+        rules = Rules(framing, trigger, data.masks, use_think_labels, encode, native if config else 0)
         findings = check_dataset(opened, pictures, rules, on_progress=watch.on_progress)
         refuse_problems(root, problems_of(findings))
         sheet = images_to_tensor([contact_sheet(opened, pictures, framing, spread(len(opened), SHEET_PICTURES))])
