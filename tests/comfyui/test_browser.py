@@ -31,29 +31,6 @@ BRING_NODE_IN_SIGHT = """([x, y]) => {
   app.canvas.ds.offset = [x - node.pos[0], y - node.pos[1]];
   app.canvas.setDirty(true, true);
 }"""
-COUNT_CHARTS = """
-const charts = [], redrawn = new Set();
-const redraws = new MutationObserver((changes) => changes.forEach((change) => redrawn.add(change.target)));
-const observe = ResizeObserver.prototype.observe;
-ResizeObserver.prototype.observe = function (element, ...rest) {
-  if (element.className === "u1-chart") {
-    charts.push(new WeakRef(element));
-    redraws.observe(element, { attributeFilter: ["aria-label"] });
-  }
-  return observe.call(this, element, ...rest);
-};
-window.keptCharts = () => charts.filter((chart) => chart.deref()).length;
-window.redrawnCharts = async () => {
-  const frames = async () => { for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame); };
-  await frames();
-  redrawn.clear();
-  document.body.classList.toggle("a-change");
-  await frames();
-  const count = redrawn.size;
-  redrawn.clear();
-  return count;
-};"""
-"""Before the page's own scripts: how many panels are in memory, and how many redraw when the page changes."""
 COPY = "() => { app.canvas.selectItems(app.graph.nodes); app.canvas.copyToClipboard(); }"
 INTO_SUBGRAPH = """async () => {
   app.graph.convertToSubgraph(new Set(app.graph.nodes));
@@ -68,7 +45,9 @@ RUN_SHOWN = """() => {
 }"""
 LOAD = "(workflow) => app.loadGraphData(workflow)"
 SET_LANGUAGE = "(name) => app.extensionManager.setting.set('Comfy.Locale', name)"
-LEGIBLE = Path(__file__).with_name("legible.js").read_text(encoding="utf-8")
+LEGIBLE, COUNT_CHARTS = (
+    Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8") for name in ("legible", "count_charts")
+)
 
 renderers = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 
