@@ -27,6 +27,8 @@ def test_pictures_without_a_caption_get_one_and_captions_that_are_there_stay(stu
     picture(folder / "new.png")
     picture(folder / "deeper" / "old.png")
     (folder / "deeper" / "old.txt").write_text("mine", encoding="utf-8")
+    picture(folder / "new.mask.png")
+    picture(folder / ".trash" / "thrown away.png")
     model = load_model(studio, Watch(), model="built-in tiny U1").values[0]
     given = caption_folder(studio, Watch(), model=model, folder="walls", max_tokens=4)
     assert given.values[0] == str(folder)

@@ -42,7 +42,7 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list[Sample], d
         missing = "there is no such folder" + f" in {Path.cwd()}" * (not folder.is_absolute())
         what = "is a file, not a folder" if folder.exists() else missing
         raise U1Error(f"{folder}: {what}; data.data_dir is to be a folder of pictures with .txt captions")
-    pictures = sorted(_picture_ids(folder).items())[:limit]
+    pictures = sorted(picture_files(folder).items())[:limit]
     if not pictures:
         raise U1Error(f"{folder}: holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     samples, problems = [], {}
@@ -85,18 +85,19 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def repeats_of(name: str) -> int:
-    """Turns in an epoch of the picture with this id: `10_ink/a.png` has ten, as other trainers count."""
-    numbers = [int(match[1]) for part in name.split("/")[:-1] if (match := _REPEATS.match(part))]
-    return numbers[-1] if numbers else 1
-
-
-def _picture_ids(folder: Path) -> dict[str, Path]:
+def picture_files(folder: Path) -> dict[str, Path]:
+    """Id -> picture in the folder and the folders in it; masks, and names that begin with a dot, are passed over."""
     return {
         _as_text(path.relative_to(folder).as_posix()): path
         for path in folder.rglob("*")
         if _is_picture(path) and path.is_file() and not is_hidden(path, folder)
     }
+
+
+def repeats_of(name: str) -> int:
+    """Turns in an epoch of the picture with this id: `10_ink/a.png` has ten, as other trainers count."""
+    numbers = [int(match[1]) for part in name.split("/")[:-1] if (match := _REPEATS.match(part))]
+    return numbers[-1] if numbers else 1
 
 
 def _as_text(name: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from u1_core.data.buckets import edit_size
-from u1_core.data.folder import PICTURE_SUFFIXES
+from u1_core.data.folder import PICTURE_SUFFIXES, picture_files
 from u1_core.data.pictures import open_picture, to_images
 from u1_core.errors import U1Error
 from u1_core.sample.edit import edit
@@ -140,7 +140,7 @@ def caption_folder(
     root = studio.find_folder(folder)
     if not root.is_dir():
         raise U1Error(f"{root}: there is no such folder; give a folder of pictures")
-    pictures = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    pictures = sorted(picture_files(root).values())
     if not pictures:
         raise U1Error(f"{root}: holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     without = [path for path in pictures if not path.with_suffix(".txt").exists()]
