@@ -8,15 +8,20 @@ async () => {
   document.body.append(panel.element);
   Object.assign(panel.element.style, { position: "fixed", inset: "0 50% 0 0" });
 
-  /** From now on requests wait here for `answer(body, status, words)`, a body of text as it is, or `fail(words)`. */
+  const fetchApi = api.fetchApi.bind(api);
+
+  /** From now on our requests, not the page's own, wait here for `answer(body, status, words)`, a body of text as it
+   * is, or `fail(words)`. */
   function answering() {
     const asked = [];
-    api.fetchApi = (path) =>
-      new Promise((resolve, reject) => {
+    api.fetchApi = (path, options) => {
+      if (!path.startsWith("/u1/")) return fetchApi(path, options);
+      return new Promise((resolve, reject) => {
         const answer = (body, status = 200, statusText = "OK") =>
           resolve(new Response(typeof body === "string" ? body : JSON.stringify(body), { status, statusText }));
         asked.push({ path, answer, fail: (words) => reject(new TypeError(words)) });
       });
+    };
     return asked;
   }
 
