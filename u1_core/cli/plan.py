@@ -50,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.card_gb is not None and not args.card_gb > 0:
+        raise U1Error(f"--card-gb {args.card_gb:g}: expected the size of a card in GiB, such as 12")
     recipe = load_recipe(args.recipe)
     budget = Budget.parse(args.budget or recipe.runtime.budget)
     config, tokenizer = _model(args, recipe)
     seen = _Seen.of(config, recipe, tokenizer)
-    if args.card_gb is not None and not args.card_gb > 0:
-        raise U1Error(f"--card-gb {args.card_gb:g}: expected the size of a card in GiB, such as 12")
     device = None if args.card_gb else _card(args.device)
     work = training_work(
         config, recipe, seen.size, seen.tokens, device or torch.device("cuda"), held_bytes=seen.held_bytes
