@@ -34,8 +34,7 @@ class Control:
         self._thread = threading.Thread(target=self._watch, name="u1-control", daemon=True)
 
     def __enter__(self) -> "Control":
-        if alive(self._folder):  # two that went on with the same run would write over each other
-            raise U1Error(f"{self._folder}: the run is still going; `u1 runs stop` ends it")
+        refuse_going(self._folder)
         (self._folder / "control").unlink(missing_ok=True)
         self._job.subscribe(self._hear)
         self._tell("running")
@@ -99,6 +98,12 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def alive(folder: Path) -> bool:
     return read_status(folder)["state"] in ("running", "paused")
+
+
+def refuse_going(folder: Path) -> None:
+    """Raise U1Error if someone is at this run: two would write over each other."""
+    if alive(folder):
+        raise U1Error(f"{folder}: the run is still going; `u1 runs stop` ends it")
 
 
 def ask(folder: Path, word: str) -> None:

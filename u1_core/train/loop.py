@@ -13,7 +13,7 @@ from u1_core.jobs import Job, StopAsked
 from u1_core.session import Session
 from u1_core.train.board import Board
 from u1_core.train.checkpoint import State, discard, newest_state, prune, write_state
-from u1_core.train.control import Control, alive
+from u1_core.train.control import Control, refuse_going
 from u1_core.train.file_hashes import HASHES, FileHashes
 from u1_core.train.hooks import standard_hooks
 from u1_core.train.journal import Journal
@@ -74,9 +74,9 @@ def train(
     optimizer = resolve_optimizer(recipe.train.optimizer, session.device)
     recipe = replace(recipe, train=replace(recipe.train, optimizer=optimizer))
     folder = RunFolder.reopen(recipe) if resume else None
-    if folder and alive(folder.path):
-        raise U1Error(f"{folder.path}: the run is still going; `u1 runs stop` ends it")
-    if not folder:
+    if folder:
+        refuse_going(folder.path)
+    else:
         free_run_path(recipe)
     # The thread may be anyone's: training needs gradients whatever it has been used for.
     with (
