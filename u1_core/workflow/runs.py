@@ -49,30 +49,16 @@ class Runs:
         finish: Finish,
         workflow: Mapping[str, Any] | None = None,
         node: str = "",
+        resumed: bool = False,
     ) -> Run:
-        """Put a run in line. Its name is numbered if it is taken. `finish` is called with what it has come to. `node`
-        is the one of the workflow that it is for."""
+        """Put a run in line: a new one, its name numbered if it is taken, or (`resumed`) the one of this name again, to
+        go on from its last checkpoint. `finish` is called with what it has come to. `node` is the one of the workflow
+        that it is for. Raises U1Error if the run that is to go on is still going.
+        """
         with self._lock:
-            run = Run(self._with_free_name(recipe), model, workflow, node)
-            return self._begin(run, opened, finish)
-
-    def resume(
-        self,
-        recipe: Recipe,
-        model: Model,
-        opened: Opened,
-        finish: Finish,
-        workflow: Mapping[str, Any] | None = None,
-        node: str = "",
-    ) -> Run:
-        """Put the run of this recipe's name in line again, to go on from its last checkpoint. Raises U1Error if it is
-        still going."""
-        with self._lock:
-            if self._going(recipe.run_name) or alive(self.root / recipe.run_name):
-                raise U1Error(f"run {recipe.run_name!r} is still going")
-            recipe = replace(recipe, runtime=replace(recipe.runtime, out_dir=str(self.root)))
-            run = Run(recipe, model, workflow, node, resumed=True)
-            return self._begin(run, opened, finish)
+            name = self._ended_name(recipe.run_name) if resumed else self._free_name(recipe.run_name)
+            recipe = replace(recipe, run_name=name, runtime=replace(recipe.runtime, out_dir=str(self.root)))
+            return self._begin(Run(recipe, model, workflow, node, resumed), opened, finish)
 
     def act(self, run_id: str, action: str) -> Status:
         """Ask a run that is going for one of `ACTIONS`; one of another process too. Raises U1Error."""
@@ -246,9 +232,14 @@ class Runs:
             time.sleep(POLL_S)
         return run.job.go_on()
 
-    def _with_free_name(self, recipe: Recipe) -> Recipe:
-        name, number = recipe.run_name, 1
-        while self._going(name) or (self.root / name).exists():
+    def _ended_name(self, name: str) -> str:
+        if self._going(name) or alive(self.root / name):
+            raise U1Error(f"run {name!r} is still going")
+        return name
+
+    def _free_name(self, name: str) -> str:
+        free, number = name, 1
+        while self._going(free) or (self.root / free).exists():
             number += 1
-            name = f"{recipe.run_name}-{number}"
-        return replace(recipe, run_name=name, runtime=replace(recipe.runtime, out_dir=str(self.root)))
+            free = f"{name}-{number}"
+        return free

@@ -122,7 +122,7 @@ def train_style_lora(
         run_id = checked.run_name
         status = studio.runs.status(run_id)
         if status.resumable or (status.state == "finished" and status.step < checked.train.steps):
-            studio.runs.resume(checked, model, _opened(studio), _deliver(studio), workflow, watch.node)
+            studio.runs.start(checked, model, _opened(studio), _deliver(studio), workflow, watch.node, resumed=True)
     else:
         run_id = studio.runs.start(checked, model, _opened(studio), _deliver(studio), workflow, watch.node).id
     if wait:
@@ -197,7 +197,7 @@ def _resume(studio: Studio, run_id: str) -> Status:
     if not Path(model.path or "?").exists():
         model = replace(model, path=str(studio.find_model(model.name)))
     workflow = _read_json(folder / WORKFLOW_FILE)
-    return studio.runs.resume(recipe, model, _opened(studio), _deliver(studio), workflow).status
+    return studio.runs.start(recipe, model, _opened(studio), _deliver(studio), workflow, resumed=True).status
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
